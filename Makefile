@@ -1,0 +1,56 @@
+# The one way to build, check and test. Needs Linux on x86-64, CPython 3.11 to 3.13 with headers, make and g++; nothing else.
+#
+#   make setup            the environment in .venv, CPU build          make setup GPU=1   the CUDA build instead
+#   make test             every test                                   make test-fast     without the slow ones
+#   make check            formatting, lint, types, import directions   make format        rewrites to the format
+#   make lock             locks/*.txt from pyproject.toml (UPGRADE=1: newest versions that fit)
+#   make clean            removes caches and builds (the environment and runs/ stay; make distclean removes .venv too)
+#
+# Variables: VENV, PYTHON (builds the environment), TORCH_INDEX (the CPU build of PyTorch, if pip's configuration does not have it),
+# T (what make test and test-fast run: make test-fast T="tests/actors -k gae").
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := setup
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+T ?= tests
+# Without GPU=0|1 an environment keeps the kind that it has.
+FLAVOUR := $(if $(filter 1,$(GPU)),gpu,$(if $(filter 0,$(GPU)),cpu,$(or $(shell cat $(VENV)/.flavour 2>/dev/null),cpu)))
+CODE := $(wildcard actors configs orchestrator benchmarks tools tests)
+
+export VENV PYTHON TORCH_INDEX UPGRADE
+
+.PHONY: setup test test-fast check format lock clean distclean
+
+setup:
+	@locks/install.sh $(FLAVOUR)
+
+test: setup
+	$(PY) -m pytest $(T)
+
+test-fast: setup
+	$(PY) -m pytest -m "not slow" $(T)
+
+check: setup
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy $(CODE)
+	$(PY) -m pytest -q tests/test_architecture.py
+
+format: setup
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+lock:
+	locks/compile.sh $(PYTHON)
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .venv-tools
+
+# --- Runs that take longer than a test (each depends on setup) ---

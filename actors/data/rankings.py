@@ -1,0 +1,318 @@
+"""People's rankings for a reward model: rows of a file to groups of answers in tokens.
+
+Legend: `N` groups, `K` answers of one group, `G` answers of all groups, `T` tokens of all answers, flat; prompt included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from actors.data.files import Rows, read_rows, shown
+from actors.data.hh import Message, parse_dialogue, plain_text
+from actors.data.prompts import BATCH, check_messages
+from actors.data.tokenizer import Tokenizer, encode_plain, encode_rendered, render_chat, require_chat_template
+from actors.errors import UserError
+from configs.schema.data import RankingDataConfig
+
+Text = str | list[Message]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One prompt and one answer to it, not yet tokenised."""
+
+    where: str
+    """`file:line: column`"""
+    prompt: Text
+    """Text, or the conversation before the answer."""
+    answer: Text
+    """Text, or the turns from the assistant's on; the last one is the assistant's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedRow:
+    """The answers [K >= 2] of one row, their ranks [K] (lower is better, equal is a tie) and where the row stands."""
+
+    where: str
+    answers: tuple[Answer, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One row, tokenised. Every sequence ends with the end token, as an answer sampled by the policy does."""
+
+    sequences: tuple[list[int], ...]
+    """[K] token ids of prompt and answer."""
+    answer_lengths: tuple[int, ...]
+    """[K] tokens of each answer, end token included."""
+    ranks: tuple[int, ...]
+    """[K] lower is better, equal is a tie."""
+    where: str
+    """`file:line`"""
+
+
+class RankingDataset:
+    """All groups of a stage, tokenised once: 4 bytes a token."""
+
+    def __init__(
+        self, groups: Sequence[Group], *, num_held_out: int, num_dropped: int, num_ties: int, fingerprint: str
+    ) -> None:
+        self._tokens = array("i")
+        self._token_bounds = [0]
+        self._group_bounds = [0]
+        self._ranks: list[int] = []
+        self._answer_lengths: list[int] = []
+        self._wheres = tuple(group.where for group in groups)
+        for group in groups:
+            for sequence in group.sequences:
+                self._tokens.extend(sequence)
+                self._token_bounds.append(len(self._tokens))
+            self._ranks.extend(group.ranks)
+            self._answer_lengths.extend(group.answer_lengths)
+            self._group_bounds.append(len(self._ranks))
+        self.train = range(len(groups) - num_held_out)
+        """Groups that are trained on."""
+        self.held_out = range(len(groups) - num_held_out, len(groups))
+        """Groups that are only evaluated on: those of the last `held_out_rows` rows."""
+        self.num_dropped = num_dropped
+        """Groups left out because an answer was too long: with its prompt (`data.overlong: drop`) or alone (`truncate_left`)."""
+        self.num_ties = num_ties
+        """Groups left out because all their answers have the same rank, which says nothing."""
+        digest = hashlib.sha256(fingerprint.encode() + self._tokens.tobytes() + repr(self._ranks).encode())
+        self.fingerprint = digest.hexdigest()
+        """sha256 of the file, the selection, every token and every rank."""
+
+    @staticmethod
+    def load(config: RankingDataConfig, tokenizer: Tokenizer) -> RankingDataset:
+        """Reads, renders, tokenises and checks every group.
+
+        Raises:
+            UserError: for anything wrong with the file, a row or its conversations, with file and line; for an answer that is too long
+                where `data.overlong` is `error`; where nothing is left to train on or to hold out.
+        """
+        rows = read_rows(config)
+        if config.held_out_rows >= len(rows):
+            raise UserError(
+                f"data.held_out_rows: {config.held_out_rows} of the {len(rows)} rows of {config.path!r} leaves none to train on"
+            )
+        if config.chat_template:
+            require_chat_template(tokenizer, "data.chat_template")
+        first_held_out = len(rows) - config.held_out_rows
+        groups: list[Group] = []
+        num_held_out = num_dropped = num_ties = 0
+        parsed = [PARSERS[config.format](rows, index, config) for index in range(len(rows))]
+        for index, (row, group) in enumerate(zip(parsed, _tokenise(parsed, config, tokenizer), strict=True)):
+            if len(set(row.ranks)) == 1:
+                num_ties += 1
+            elif group is None:
+                num_dropped += 1
+            else:
+                groups.append(group)
+                num_held_out += index >= first_held_out
+        for kind, number in (("to train on", len(groups) - num_held_out), ("held out", num_held_out)):
+            if number == 0:
+                raise UserError(
+                    f"data.path: no group {kind} is left of {config.path!r}: {num_dropped} rows are longer than data.max_tokens "
+                    f"{config.max_tokens}, {num_ties} rank all answers the same"
+                )
+        return RankingDataset(
+            groups, num_held_out=num_held_out, num_dropped=num_dropped, num_ties=num_ties, fingerprint=rows.fingerprint
+        )
+
+    def __len__(self) -> int:
+        return len(self._group_bounds) - 1
+
+    @property
+    def lengths(self) -> list[int]:
+        """[N] tokens of each group, all its answers together."""
+        bounds = [self._token_bounds[answer] for answer in self._group_bounds]
+        return [after - before for before, after in pairwise(bounds)]
+
+    def group(self, index: int) -> Group:
+        """Group `index`."""
+        answers = slice(self._group_bounds[index], self._group_bounds[index + 1])
+        bounds = pairwise(self._token_bounds[answers.start : answers.stop + 1])
+        return Group(
+            sequences=tuple(self._tokens[start:end].tolist() for start, end in bounds),
+            answer_lengths=tuple(self._answer_lengths[answers]),
+            ranks=tuple(self._ranks[answers]),
+            where=self._wheres[index],
+        )
+
+
+def _preference(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
+    """prompt, chosen, rejected: texts or messages. Without a prompt, chosen and rejected are whole conversations."""
+    answers = []
+    for column in ("chosen", "rejected"):
+        value: str | Sequence[Any] = rows.value(index, column, (str, list), key="data.format: preference")
+        where = f"{rows.where(index)}: column {column!r}"
+        if "prompt" in rows[index]:
+            prompt: str | Sequence[Any] = rows.value(index, "prompt", (str, list))
+            turns = _text(prompt, f"{rows.where(index)}: column 'prompt'")
+            answers.append(_with_prompt(turns, _text(value, where), where, config))
+        elif isinstance(value, str):
+            raise UserError(
+                f"{where} is text, and there is no column 'prompt'. Without one, chosen and rejected must be lists of messages "
+                "that begin with the prompt"
+            )
+        else:
+            answers.append(_split_conversation(check_messages(value, where), where, config))
+    return RankedRow(where=rows.where(index), answers=tuple(answers), ranks=(0, 1))
+
+
+def _ranking(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
+    """prompt, responses [K], ranks [K]."""
+    key = "data.format: ranking"
+    where = rows.where(index)
+    value: str | Sequence[Any] = rows.value(index, "prompt", (str, list), key=key)
+    prompt = _text(value, f"{where}: column 'prompt'")
+    responses = rows.value(index, "responses", list, key=key)
+    ranks = rows.value(index, "ranks", list, key=key)
+    if len(responses) < 2 or len(responses) != len(ranks):
+        raise UserError(
+            f"{where}: columns 'responses' and 'ranks' must be lists of one length >= 2, got {len(responses)} and {len(ranks)}"
+        )
+    for number, rank in enumerate(ranks, 1):
+        if not isinstance(rank, int) or isinstance(rank, bool):
+            raise UserError(
+                f"{where}: column 'ranks': number {number} must be a whole number (lower is better), got {shown(rank)}"
+            )
+    answers = []
+    for number, response in enumerate(responses, 1):
+        place = f"{where}: column 'responses', number {number}"
+        if not isinstance(response, str | list):
+            raise UserError(f"{place} must be text or a list of messages, got {shown(response)}")
+        answers.append(_with_prompt(prompt, _text(response, place), place, config))
+    return RankedRow(where=where, answers=tuple(answers), ranks=tuple(ranks))
+
+
+def _hh(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
+    """Two dialogues. Some pairs of hh-rlhf differ before the last answer too: each answer keeps its own prompt."""
+    answers = []
+    for column in ("chosen", "rejected"):
+        where = f"{rows.where(index)}: column {column!r}"
+        dialogue = parse_dialogue(rows.value(index, column, str, key="data.format: hh-rlhf"), where)
+        prompt, answer = dialogue[:-1], dialogue[-1:]
+        if config.chat_template:
+            answers.append(Answer(where=where, prompt=prompt, answer=answer))
+        else:
+            answers.append(Answer(where=where, prompt=plain_text(prompt), answer=f" {answer[0]['content']}"))
+    return RankedRow(where=rows.where(index), answers=tuple(answers), ranks=(0, 1))
+
+
+PARSERS = {"preference": _preference, "ranking": _ranking, "hh-rlhf": _hh}
+
+
+def _text(value: str | Sequence[Any], where: str) -> Text:
+    return value if isinstance(value, str) else check_messages(value, where)
+
+
+def _with_prompt(prompt: Text, answer: Text, where: str, config: RankingDataConfig) -> Answer:
+    """Both as texts (plain) or both as messages (chat); a text is one turn of its side."""
+    if not prompt:
+        raise UserError(f"{where}: its prompt is empty")
+    if config.chat_template:
+        turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if isinstance(answer, str):
+            answer = [{"role": "assistant", "content": answer}]
+        return _ends_with_assistant(Answer(where=where, prompt=turns, answer=answer))
+    if not isinstance(prompt, str) or not isinstance(answer, str):
+        raise UserError(f"{where}: chat messages need data.chat_template: true")
+    return Answer(where=where, prompt=prompt, answer=answer)
+
+
+def _split_conversation(messages: list[Message], where: str, config: RankingDataConfig) -> Answer:
+    if not config.chat_template:
+        raise UserError(f"{where}: chat messages need data.chat_template: true")
+    if len(messages) < 2:
+        raise UserError(f"{where}: a conversation needs a prompt and an answer, got 1 message")
+    return _ends_with_assistant(Answer(where=where, prompt=messages[:-1], answer=messages[-1:]))
+
+
+def _ends_with_assistant(answer: Answer) -> Answer:
+    last = answer.answer[-1]
+    if isinstance(last, str) or last["role"] != "assistant":
+        raise UserError(f"{answer.where}: the last message must be the assistant's answer, got {shown(last)}")
+    return answer
+
+
+def _tokenise(parsed: Sequence[RankedRow], config: RankingDataConfig, tokenizer: Tokenizer) -> Iterator[Group | None]:
+    """One group for each row; None where one of its answers is too long and such rows are left out."""
+    for start in range(0, len(parsed), BATCH):
+        batch = parsed[start : start + BATCH]
+        pairs = iter(_encode([answer for row in batch for answer in row.answers], config, tokenizer))
+        for row in batch:
+            yield _group(row, [next(pairs) for _ in row.answers], config)
+
+
+def _encode(
+    answers: Sequence[Answer], config: RankingDataConfig, tokenizer: Tokenizer
+) -> list[tuple[list[int], list[int]]]:
+    """(prompt, answer) of each in token ids, tokenised apart: in PPO too the answer starts a token of its own."""
+    if not config.chat_template:
+        prompts = encode_plain(tokenizer, [_plain(answer.prompt) for answer in answers])
+        texts = encode_rendered(tokenizer, [_plain(answer.answer) for answer in answers])
+    else:
+        rendered = [_render(answer, tokenizer) for answer in answers]
+        prompts = encode_rendered(tokenizer, [prompt for prompt, _ in rendered])
+        texts = encode_rendered(tokenizer, [text for _, text in rendered])
+    return [(prompt, ended(text, tokenizer)) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _plain(text: Text) -> str:
+    assert isinstance(text, str), text
+    return text
+
+
+def _render(answer: Answer, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The conversation up to where the answer starts, and the rest of it."""
+    assert isinstance(answer.prompt, list) and isinstance(answer.answer, list), answer
+    prompt = render_chat(tokenizer, answer.prompt, where=answer.where, open_answer=True)
+    whole = render_chat(tokenizer, [*answer.prompt, *answer.answer], where=answer.where, open_answer=False)
+    if not whole.startswith(prompt):
+        raise UserError(
+            f"{answer.where}: the model's chat template writes another beginning once the answer is there "
+            f"({prompt[-40:]!r} against {whole[max(0, len(prompt) - 40) : len(prompt)]!r}), so prompt and answer cannot be told apart"
+        )
+    return prompt, whole[len(prompt) :]
+
+
+def ended(answer: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The answer up to its end token, where it is followed by space alone (many templates write a line break behind it); else with one.
+
+    A sampled answer ends so too. An end token that is also the padding token is a token like any other here.
+    """
+    end = tokenizer.eos_token_id
+    if end in answer:
+        last = len(answer) - 1 - answer[::-1].index(end)
+        if not tokenizer.decode(answer[last + 1 :]).strip():
+            return answer[: last + 1]
+    return [*answer, end]
+
+
+def _group(row: RankedRow, pairs: Sequence[tuple[list[int], list[int]]], config: RankingDataConfig) -> Group | None:
+    """The row's sequences within `data.max_tokens`; None where the row is left out.
+
+    Where prompts are cut, all answers of the group lose the same number of tokens, so that one prompt stays one prompt. A row with an
+    answer that does not fit even without its prompt is left out.
+    """
+    excess = max(0, max(len(prompt) + len(answer) for prompt, answer in pairs) - config.max_tokens)
+    if excess and config.overlong == "error":
+        raise UserError(
+            f"{row.where}: prompt and answer have {excess + config.max_tokens} tokens, allowed are data.max_tokens: {config.max_tokens}. "
+            "Raise it, or set data.overlong to drop or truncate_left"
+        )
+    if excess and (config.overlong == "drop" or excess >= min(len(prompt) for prompt, _ in pairs)):
+        return None
+    return Group(
+        sequences=tuple([*prompt[excess:], *ids] for prompt, ids in pairs),
+        answer_lengths=tuple(len(ids) for _, ids in pairs),
+        ranks=row.ranks,
+        where=row.where,
+    )

@@ -1,0 +1,123 @@
+"""The role that asks a user's Python function for rewards. On CPU, one host process a worker.
+
+Legend: `B` trajectories scored.
+
+Heavy libraries are imported inside methods: the driver imports this module for its method names alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from actors.context import RankContext
+from actors.errors import RewardFailed, UserError
+from actors.reward_function import CallFailed, RewardFunction, check_function
+from actors.role import Role
+from actors.tasks import Busy, RoleReport, WaveShard
+from configs.schema.data import PromptDataConfig
+from configs.schema.rewards import RewardFunctionConfig
+
+__all__ = ["RewardWorker", "check_function"]
+
+if TYPE_CHECKING:
+    from actors.algorithms.records import ScoreColumn, Trajectories
+    from actors.data.prompts import Prompt
+
+
+class RewardWorker(Role):
+    """Scores answers with `module:function`, called as `f(prompt=..., response=..., **columns)`.
+
+    `prompt` is the row's text (`actors.data.prompts.prompt_text`), `response` what the policy wrote, special tokens left out. Of the
+    row's other columns the function gets those that its signature names, all with `**columns`; of a conversation also `messages`,
+    where the row has no such column. A score that cannot be had stops the step: it never becomes zero.
+    """
+
+    def __init__(
+        self, context: RankContext, function: RewardFunctionConfig, data: PromptDataConfig, model: str
+    ) -> None:
+        """`model`: the policy's folder or hub name, whose tokenizer reads the answers."""
+        super().__init__(context)
+        self._config = function
+        self._data = data
+        self._model = model
+        self._function = RewardFunction(function.function, timeout_s=function.timeout_s)
+        self._prompts: dict[str, Prompt] = {}
+
+    def start(self) -> RoleReport:
+        """Loads tokenizer and prompts, starts the host process and imports the function there.
+
+        Raises:
+            UserError: for bad data, a function that cannot be used, or a row without a column that it needs.
+        """
+        from actors.data.prompts import read_prompts
+        from actors.data.tokenizer import load_tokenizer
+
+        started = time.monotonic()
+        self._tokenizer = load_tokenizer(self._model)
+        self._prompts = {prompt.id: prompt for prompt in read_prompts(self._data)}
+        self._function.start()
+        self._require_columns()
+        return RoleReport(
+            role=self.context.role,
+            rank=self.context.rank,
+            num_parameters=0,
+            peak_memory_bytes=self.peak_memory_bytes(),
+            seconds=time.monotonic() - started,
+            facts={"function": self._config.function},
+        )
+
+    def score(self, shard: WaveShard, trajectories: Trajectories) -> tuple[ScoreColumn, Busy]:
+        """Scores this worker's trajectories of the wave, unweighted. `trajectories`: the whole wave.
+
+        Raises:
+            RewardFailed: with the prompt's id, where a call failed more often than `retries` allows.
+        """
+        import torch
+
+        from actors.algorithms.records import ScoreColumn
+
+        started = time.time()
+        bounds = trajectories.cu_lengths.tolist()
+        scores = []
+        for i in shard.indices:
+            chosen = trajectories.loss_mask[bounds[i] : bounds[i + 1]]
+            tokens = trajectories.tokens[bounds[i] : bounds[i + 1]][chosen]
+            response = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+            scores.append(self._score_one(self._prompts[trajectories.prompt_ids[i]], response))
+        column = ScoreColumn(wave=shard.wave, indices=shard.indices, scores=torch.tensor(scores, dtype=torch.float32))
+        return column, Busy.since(started)
+
+    def stop(self) -> None:
+        """Ends the host process. It also ends by itself when this process does, however that ends."""
+        self._function.stop()
+
+    def _require_columns(self) -> None:
+        for prompt in self._prompts.values():
+            if missing := self._function.required - set(_columns(prompt)):
+                raise UserError(
+                    f"reward function {self._config.function!r} needs {', '.join(map(repr, sorted(missing)))}, {prompt.where} has "
+                    f"{', '.join(map(repr, sorted(_columns(prompt)))) or 'no columns'} beside the prompt"
+                )
+
+    def _score_one(self, prompt: Prompt, response: str) -> float:
+        from actors.data.prompts import prompt_text
+
+        tries = 1 + self._config.retries
+        for number in range(1, tries + 1):
+            try:
+                return self._function.call(prompt_text(prompt), response, _columns(prompt))
+            except CallFailed as error:
+                reason = f"{self._config.function}: {error} (try {number} of {tries})"
+                # The worker's own log, where the function's output goes too
+                sys.stderr.write(f"prompt {prompt.id}: {reason}\n")
+        raise RewardFailed(prompt.id, reason)
+
+
+def _columns(prompt: Prompt) -> Mapping[str, Any]:
+    """What a function may be given beside prompt and response."""
+    if isinstance(prompt.content, str):
+        return prompt.columns
+    return {"messages": prompt.content, **prompt.columns}

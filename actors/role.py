@@ -1,0 +1,57 @@
+"""What every role's rank can do before it loads anything heavy: find its peers, set its environment, send its noise to a log file."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from actors.context import RankContext
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Role:
+    """Base of all roles. Plain: `ray.remote` is applied when a group is spawned.
+
+    The driver imports role modules for their method names alone, so they import torch and everything above it inside methods.
+    """
+
+    def __init__(self, context: RankContext) -> None:
+        self.context = context
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and a free port of this rank's node, for the group's collectives (asked of rank 0)."""
+        import ray
+
+        address = "127.0.0.1" if self.context.world_size == 1 else ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return address, probe.getsockname()[1]
+
+    def join(self, environment: Mapping[str, str]) -> None:
+        """Sets this process's environment and redirects its output to its log file; must come before anything heavy is imported."""
+        assert "torch" not in sys.modules or self.context.world_size == 1, "torch was imported before the environment was set"
+        os.environ.update(environment)
+        log = Path(self.context.run_dir) / "logs" / f"{self.context.role}-{self.context.rank}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+    def peak_memory_bytes(self) -> int:
+        """Peak of this process (CPU) or of its GPU's allocator (CUDA)."""
+        if self.context.device == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated()
+        return peak_rss_bytes()

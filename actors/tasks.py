@@ -1,0 +1,166 @@
+"""What the orchestrator sends to the roles and hears back: plain numbers and indices, never a token.
+
+Legend: `B` trajectories of a wave or shard.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from actors.algorithms.moments import Moments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """When a rank worked on a call, to see who waits for whom."""
+
+    started: float
+    """Seconds since the epoch, by the rank's own clock."""
+    seconds: float
+
+    @staticmethod
+    def since(started: float) -> Busy:
+        """From `started` (`time.time()`) to now."""
+        return Busy(started=started, seconds=time.time() - started)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationUnit:
+    """One wave's prompts for one engine."""
+
+    step: int
+    wave: int
+    prompt_indices: tuple[int, ...]
+    """Rows of the dataset."""
+    prompt_slots: tuple[int, ...]
+    """Each prompt's position in the step: with the sample's number it makes the trajectory's id and seed."""
+    seed: int
+    """The run's seed."""
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveSummary:
+    """What the orchestrator may know of a wave."""
+
+    wave: int
+    lengths: tuple[int, ...]
+    """[B] tokens, prompt included."""
+    num_loss_tokens: tuple[int, ...]
+    """[B] tokens that the policy chose."""
+    prompt_ids: tuple[str, ...]
+    """[B]"""
+    truncated: tuple[bool, ...]
+    """[B]"""
+    token_digests: tuple[str, ...]
+    """[B] sha256 of the tokens as little-endian int64."""
+    busy: Busy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveShard:
+    """One rank's part of one wave. All ranks of a group get the same number of micro-batches; an empty one is a dummy."""
+
+    step: int
+    wave: int
+    indices: tuple[int, ...]
+    """Trajectories of the wave that stay with this rank for the step."""
+    micro_batches: tuple[tuple[int, ...], ...]
+    """The same trajectories, split by the token budget."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinibatchShard:
+    """One rank's part of one optimizer step."""
+
+    micro_batches: tuple[tuple[tuple[int, int], ...], ...]
+    """Micro-batches of (wave, index in the wave)."""
+    num_tokens: int
+    """Loss tokens of the whole minibatch over all ranks."""
+    num_trajectories: int
+    """Trajectories of the whole minibatch over all ranks."""
+    lr: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateShard:
+    """One rank's updates of one PPO step, in order over epochs."""
+
+    step: int
+    minibatches: tuple[MinibatchShard, ...]
+    advantage_moments: Moments | None
+    """Of all unmasked tokens of the step; None where advantages are not whitened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReport:
+    """One rank's contributions: summed over ranks they are the whole minibatch's numbers (`max_*`: their maximum)."""
+
+    minibatches: tuple[dict[str, float], ...]
+    grad_norms: tuple[float, ...]
+    """Global L2 norms before clipping, the same on every rank."""
+    busy: Busy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleReport:
+    """A rank that has started."""
+
+    role: str
+    rank: int
+    num_parameters: int
+    peak_memory_bytes: int
+    seconds: float
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenFile:
+    """A file that a rank has written whole."""
+
+    name: str
+    """Relative to the folder that the rank was given."""
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperienceOrder:
+    """How one rank builds the experience of one wave."""
+
+    step: int
+    wave: int
+    kl_coef: float
+    score_weights: tuple[float, ...]
+    """Factor of each source of rewards, in the order in which their columns are passed."""
+    num_old: int
+    """How many of the columns passed are old log-probabilities; they come first."""
+    num_reference: int
+    """How many are reference log-probabilities; they come next, then the scores, source by source."""
+    num_scores: tuple[int, ...]
+    """Score columns of each source."""
+    file: str
+    """Where the trajectories are written, under the run directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperienceSummary:
+    """What the orchestrator may know of one rank's experience of one wave. Sums are over the rank's trajectories."""
+
+    wave: int
+    indices: tuple[int, ...]
+    advantage_moments: Moments
+    kl: tuple[float, ...]
+    """[B] log p_old - log p_reference summed over the trajectory's chosen tokens (k1, nats)."""
+    scores: tuple[float, ...]
+    """[B] after weights, clipping and penalties."""
+    source_scores: tuple[tuple[float, ...], ...]
+    """For each source of rewards [B], before its weight."""
+    logprob_gap: float
+    """Largest |rollout - old| / max(1, |old|) of a chosen token."""
+    reward_digests: tuple[str, ...]
+    """[B] sha256 of the rewards' bit patterns."""
+    advantage_digests: tuple[str, ...]
+    """[B] likewise of the advantages, before whitening."""
+    file: WrittenFile

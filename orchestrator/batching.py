@@ -1,0 +1,78 @@
+"""Who computes what: trajectories to ranks, ranks' trajectories to micro-batches, the same number of them everywhere. Plain Python.
+
+All of it is a function of lengths and the run's seed, never of time or arrival, so that the same lengths always give the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+Key = TypeVar("Key")
+
+
+class Balancer:
+    """Gives each trajectory its rank for the step, balanced by tokens.
+
+    The longest go first, each to the rank with the fewest tokens of that trajectory's minibatch so far (Graham 1969), because a minibatch
+    is what ranks wait for each other in. Waves must come in their own order: the loads carry over.
+    """
+
+    def __init__(self, num_ranks: int) -> None:
+        self.num_ranks = num_ranks
+        self._minibatch_tokens: dict[int, list[int]] = {}
+        self._tokens = [0] * num_ranks
+
+    def assign(self, lengths: Sequence[int], minibatches: Sequence[int]) -> list[tuple[int, ...]]:
+        """Trajectories of a wave for each rank, ascending.
+
+        `lengths` are the tokens of the wave's trajectories, `minibatches` the first epoch's minibatch of each.
+        """
+        ranks: list[list[int]] = [[] for _ in range(self.num_ranks)]
+        for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            loads = self._minibatch_tokens.setdefault(minibatches[i], [0] * self.num_ranks)
+            rank = min(range(self.num_ranks), key=lambda r: (loads[r], self._tokens[r], r))
+            ranks[rank].append(i)
+            loads[rank] += lengths[i]
+            self._tokens[rank] += lengths[i]
+        return [tuple(sorted(indices)) for indices in ranks]
+
+
+def pack(lengths: Mapping[Key, int], budget: int) -> list[tuple[Key, ...]]:
+    """Micro-batches of at most `budget` tokens: first fit, longest first. A sequence longer than the budget is an error of the plan's."""
+    bins: list[tuple[int, list[Key]]] = []
+    for key, length in sorted(lengths.items(), key=lambda item: -item[1]):
+        assert length <= budget, f"sequence of {length} tokens, budget {budget}"
+        for place, (used, keys) in enumerate(bins):
+            if used + length <= budget:
+                keys.append(key)
+                bins[place] = (used + length, keys)
+                break
+        else:
+            bins.append((length, [key]))
+    return [tuple(keys) for _, keys in bins]
+
+
+def lockstep(ranks: Sequence[Sequence[tuple[Key, ...]]]) -> list[tuple[tuple[Key, ...], ...]]:
+    """The same number of micro-batches for every rank: a short one gets empty (dummy) ones. At least one, so that collectives are never left out."""
+    count = max(1, *(len(batches) for batches in ranks))
+    return [(*batches, *[()] * (count - len(batches))) for batches in ranks]
+
+
+def permutation(num: int, *, seed: int, label: str) -> list[int]:
+    """A seeded order of 0 .. num - 1; `label` says what for, so that no two uses share one."""
+    order = list(range(num))
+    random.Random(hashlib.sha256(f"{seed}/{label}".encode()).digest()).shuffle(order)
+    return order
+
+
+def minibatches_of(num_trajectories: int, num_minibatches: int, *, seed: int, step: int, epoch: int) -> list[int]:
+    """For each trajectory of the step (in the step's order) its minibatch in this epoch. Independent of ranks and waves."""
+    size = num_trajectories // num_minibatches
+    assert size * num_minibatches == num_trajectories, (num_trajectories, num_minibatches)
+    minibatch = [0] * num_trajectories
+    for place, trajectory in enumerate(permutation(num_trajectories, seed=seed, label=f"minibatches/{step}/{epoch}")):
+        minibatch[trajectory] = place // size
+    return minibatch

@@ -1,0 +1,64 @@
+"""A checkpoint's model as a Hugging Face folder: only the role that holds it is started."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from actors.critic import Critic
+from actors.errors import UserError
+from actors.policy import Policy
+from actors.reward_trainer import RankingReport, RewardTrainer
+from actors.trainer import Trainer
+from configs.schema.ppo import PPOStage
+from configs.schema.reward import RewardStage
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.launch import RoleSpec
+from orchestrator.plan import CPUS_PER_RANK, Plan
+from orchestrator.plan_records import PPOPlan
+from orchestrator.progress import Progress
+from orchestrator.reward_loop import evaluate
+from orchestrator.stages import launched_roles, ppo_roles, ray_for
+
+
+def export_checkpoint(
+    config: PPOStage | RewardStage, checkpoints: Checkpoints, step: int, role: str | None, target: Path, progress: Progress
+) -> None:
+    """Writes the model of `role` (the policy's, or the reward model's, where it is None) as of `step`.
+
+    Raises:
+        UserError: for a role that the stage does not train.
+    """
+    roles: dict[str, type[Policy | Critic | RewardTrainer]] = (
+        {"policy": Policy, "critic": Critic} if isinstance(config, PPOStage) else {"reward": RewardTrainer}
+    )
+    name = role or next(iter(roles))
+    if name not in roles:
+        raise UserError(f"--role: got {name!r}; allowed for a {config.stage} stage: {', '.join(roles)}")
+    tokenizer_from = config.policy.model if isinstance(config, PPOStage) else config.model.model
+    assert tokenizer_from is not None
+    checkpoints.state(step)
+    with ray_for(config, progress) as whole:
+        only = only_role(whole, name)
+        specs = ppo_roles(config, whole) if isinstance(whole, PPOPlan) and isinstance(config, PPOStage) else {}
+        spec = specs.get(name) or RoleSpec(role_class=RewardTrainer, args=(config,))
+        with launched_roles(config, only, {name: spec}, target, progress) as launched:
+            group, waiter = launched.groups[name], launched.waiter
+            with progress.phase(f"loading the checkpoint of step {step}"):
+                waiter.wait(group.call(Trainer.load, str(checkpoints.folder(step))))
+            with progress.phase(f"writing {target}"):
+                if isinstance(config, PPOStage):
+                    waiter.wait(group.call(Trainer.export, str(target), tokenizer_from))
+                else:
+                    data: RankingReport = launched.reports[name][0]
+                    evaluation = evaluate(group, waiter, config, data.lengths, data.num_train)
+                    waiter.wait(group.call(RewardTrainer.export_evaluated, str(target), evaluation))
+
+
+def only_role(plan: Plan, name: str) -> Plan:
+    """The plan with one role alone, placed as if nobody shared its group."""
+    role = plan.roles[name]
+    group = replace(
+        plan.groups[role.group], num_bundles=role.num_ranks, gpus_per_bundle=role.gpus_per_rank, cpus_per_bundle=CPUS_PER_RANK, roles=(name,)
+    )
+    return replace(plan, roles={name: role}, groups={role.group: group})

@@ -1,0 +1,148 @@
+"""From a plan to running groups: Ray is started or joined, placement groups are reserved, ranks are spawned, connected and loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+
+from actors.context import RankContext
+from actors.errors import UserError
+from actors.group import Call, Group, Share, Waiter, connect, kill, place, spawn
+from actors.role import Role
+from actors.tasks import RoleReport
+from configs.schema.run import ClusterConfig, RunConfig
+from orchestrator.machine import local_machine
+from orchestrator.plan import CPUS_PER_RANK, Plan, logical_cpus, num_gpus
+from orchestrator.plan_records import Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleSpec:
+    """How one role's ranks are made."""
+
+    role_class: type[Role]
+    args: tuple[Any, ...]
+    """Behind the context."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def start_ray(cluster: ClusterConfig, plan: Plan) -> None:
+    """Starts Ray on this machine, or joins the cluster at `cluster.address`.
+
+    A local Ray counts logical CPUs, which may exceed the cores: roles that wait for each other share them.
+    """
+    # user code (reward functions) is found from where the run was started, in every worker
+    search = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "runtime_env": {"env_vars": {"PYTHONPATH": search}}}
+    if cluster.address is None:
+        spare_cpus = 2
+        gpus = num_gpus(plan) if cluster.device == "cuda" else 0
+        ray.init(address="local", num_cpus=math.ceil(logical_cpus(plan)) + spare_cpus, num_gpus=gpus, include_dashboard=False, **common)
+        return
+    try:
+        ray.init(address=cluster.address, **common)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"cluster.address: no Ray cluster answers at {cluster.address!r} ({error})") from error
+
+
+def machine_of(cluster: ClusterConfig) -> Machine:
+    """What there is to run on. For a cluster it must have been joined."""
+    if cluster.address is None:
+        return local_machine()
+    resources = ray.cluster_resources()
+    return Machine(
+        num_cpus=int(resources.get("CPU", 0)), num_gpus=int(resources.get("GPU", 0)), where=f"the Ray cluster at {cluster.address}"
+    )
+
+
+class Launched:
+    """Running groups by role, and the one that waits for them."""
+
+    def __init__(self, cluster: ClusterConfig, run: RunConfig) -> None:
+        self.cluster = cluster
+        self.run = run
+        self.groups: dict[str, Group] = {}
+        self.reports: dict[str, list[RoleReport]] = {}
+        self.waiter = Waiter(timeout_s=cluster.call_timeout_s)
+        self._placements: list[PlacementGroup] = []
+
+    def spawn(self, plan: Plan, specs: Mapping[str, RoleSpec], run_dir: Path) -> None:
+        """Places and spawns every role of the plan and connects its ranks. Nothing heavy is loaded yet."""
+        for group_plan in plan.groups.values():
+            bundle = {"CPU": group_plan.cpus_per_bundle}
+            if group_plan.gpus_per_bundle:
+                bundle["GPU"] = group_plan.gpus_per_bundle
+            placement = place(group_plan.name, [bundle] * group_plan.num_bundles, timeout_s=self.cluster.start_timeout_s)
+            self._placements.append(placement)
+            for name in group_plan.roles:
+                role = plan.roles[name]
+                contexts = [
+                    RankContext(
+                        role=name,
+                        rank=rank,
+                        world_size=role.num_ranks,
+                        device=role.device,
+                        threads=role.threads,
+                        seed=self.run.seed,
+                        deterministic=self.run.deterministic,
+                        collective_timeout_s=self.cluster.collective_timeout_s,
+                        run_dir=str(run_dir),
+                    )
+                    for rank in range(role.num_ranks)
+                ]
+                share = Share(
+                    num_cpus=CPUS_PER_RANK,
+                    num_gpus=role.gpus_per_rank / len(group_plan.roles),
+                    bundles=tuple(group_plan.bundle_of(role, rank) for rank in range(role.num_ranks)),
+                )
+                group = spawn(specs[name].role_class, contexts, specs[name].args, placement, share)
+                self.groups[name] = group
+                self.waiter.watch(group)
+        for name, group in self.groups.items():
+            device = {"DS_ACCELERATOR": plan.roles[name].device}
+            connect(group, {**device, **specs[name].environment}, waiter=self.waiter)
+
+    def load(self, starts: Mapping[str, Callable[[Any], Any]]) -> None:
+        """Loads every role's models, all at once; `starts` names each role's method."""
+        calls: dict[str, list[Call]] = {name: group.call(starts[name]) for name, group in self.groups.items()}
+        for name, started in calls.items():
+            self.reports[name] = self.waiter.wait(started, timeout_s=self.cluster.start_timeout_s)
+
+    def stop(self) -> None:
+        """Ends every actor and gives the placement groups back."""
+        kill(list(self.groups.values()))
+        for placement in self._placements:
+            ray.util.remove_placement_group(placement)
+
+
+def prepare_run_dir(path: str) -> Path:
+    """Makes the run directory. UserError where it is occupied or can't be written."""
+    folder = Path(path).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {path}` continues a run")
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except NotADirectoryError as error:
+        raise UserError(f"run.dir: {folder} is not a folder") from error
+    except OSError as error:
+        raise UserError(f"run.dir: {folder} can't be written ({error.strerror}); allowed: a folder in which files can be made") from error
+    return folder
+
+
+def require_run_dir(path: str) -> Path:
+    """The folder of an existing run. UserError where it holds none."""
+    folder = Path(path).absolute()
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} holds no run: config.yaml is missing; allowed: the run.dir of an earlier `preceptor run`")
+    return folder
+

@@ -1,0 +1,223 @@
+"""Everything derived from a config, computed once: ranks, GPUs, threads, groups, waves, batch arithmetic.
+
+Pure: it imports neither torch nor ray, starts nothing and asks the machine nothing. A config that can't run on the machine is refused
+here, before anything starts, with all its problems at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from configs.errors import ConfigError
+from configs.schema.engine import FrozenConfig, TrainerConfig
+from configs.schema.ppo import FixedKLConfig, PPOStage
+from configs.schema.reward import RewardStage
+from configs.schema.run import ClusterConfig
+from orchestrator.plan_checks import ppo_problems, reward_problems
+from orchestrator.plan_records import (
+    Device,
+    GroupPlan,
+    Machine,
+    Plan,
+    PPOPlan,
+    RewardPlan,
+    RolePlan,
+    SyncChannel,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = [
+    "CPUS_PER_RANK",
+    "GroupPlan",
+    "Machine",
+    "PPOPlan",
+    "Plan",
+    "RewardPlan",
+    "RolePlan",
+    "describe_plan",
+    "logical_cpus",
+    "make_plan",
+    "num_gpus",
+    "plan_json",
+]
+
+CPUS_PER_RANK = 0.25
+"""Ray's logical CPUs that a rank asks for. They only count processes. What a rank may use is its `threads`, and roles that wait for each
+other use the same cores: asking for whole cores would leave most of a run unplaced on a small machine."""
+
+
+def make_plan(config: PPOStage | RewardStage, machine: Machine | None) -> Plan:
+    """The plan of a stage.
+
+    `machine` is what it will run on; None where that is not known, and then nothing is checked against it, and a rank has one thread
+    unless `cluster.num_cpus` or its own section says otherwise.
+
+    Raises:
+        ConfigError: with every problem: its key, what was got, what is allowed.
+    """
+    cores = config.cluster.num_cpus or (machine.num_cpus if machine else None)
+    plan: Plan
+    if isinstance(config, PPOStage):
+        ppo = _plan_ppo(config, cores)
+        plan, problems = ppo, ppo_problems(config, ppo, machine)
+    else:
+        reward = _plan_reward(config, cores)
+        plan, problems = reward, reward_problems(config, reward, machine)
+    if problems:
+        where = f" on {machine.where}" if machine else ""
+        raise ConfigError(f"stage {config.stage} can't run{where}", problems)
+    return plan
+
+
+def logical_cpus(plan: Plan) -> float:
+    """Ray's logical CPUs that all groups of a plan ask for together."""
+    return sum(group.num_bundles * group.cpus_per_bundle for group in plan.groups.values())
+
+
+def num_gpus(plan: Plan) -> int:
+    """GPUs that all groups of a plan take together."""
+    return sum(group.num_bundles * group.gpus_per_bundle for group in plan.groups.values())
+
+
+def _plan_ppo(config: PPOStage, cores: int | None) -> PPOPlan:
+    ppo, rollout, controller = config.ppo, config.rollout, config.ppo.kl.controller
+    needs_reference = not isinstance(controller, FixedKLConfig) or controller.coef > 0
+    roles = _ppo_roles(config, needs_reference, cores)
+    groups = _groups(roles)
+    shared = len(groups[roles["rollout"].group].roles) > 1
+    trajectories = ppo.prompts_per_step * rollout.responses_per_prompt
+    updates = ppo.epochs * ppo.minibatches
+    starts = range(0, ppo.prompts_per_step, rollout.prompts_per_wave)
+    return PPOPlan(
+        roles=roles,
+        groups=groups,
+        waves=tuple(tuple(range(s, min(s + rollout.prompts_per_wave, ppo.prompts_per_step))) for s in starts),
+        prompts_per_step=ppo.prompts_per_step,
+        trajectories_per_step=trajectories,
+        trajectories_per_minibatch=trajectories // ppo.minibatches,
+        updates_per_step=updates,
+        total_updates=ppo.steps * updates,
+        policy_updates=(ppo.steps - config.critic.warmup_steps) * updates,
+        rollout_shares_gpu=shared,
+        needs_reference=needs_reference,
+        needs_old_logprobs=(needs_reference and ppo.kl.where == "reward") or updates > 1,
+        sync_channel=_sync_channel(config, same_group=roles["rollout"].group == roles["policy"].group),
+    )
+
+
+def _plan_reward(config: RewardStage, cores: int | None) -> RewardPlan:
+    roles = {"reward": _model_role("reward", config.model, config.cluster, cores)}
+    return RewardPlan(roles=roles, groups=_groups(roles), groups_per_step=config.training.groups_per_step)
+
+
+def _ppo_roles(config: PPOStage, needs_reference: bool, cores: int | None) -> dict[str, RolePlan]:
+    sections: dict[str, TrainerConfig | FrozenConfig] = {"policy": config.policy, "critic": config.critic}
+    if needs_reference:
+        sections["reference"] = config.reference
+    if config.reward.model is not None:
+        sections["reward"] = config.reward.model
+    roles = {role: _model_role(role, section, config.cluster, cores) for role, section in sections.items()}
+    rollout, device = config.rollout, config.cluster.device
+    roles["rollout"] = RolePlan(
+        role="rollout",
+        num_ranks=rollout.num_engines,
+        gpus_per_rank=rollout.tensor_parallel if device == "cuda" else 0,
+        threads=rollout.threads_per_engine or _share(cores, rollout.num_engines),
+        group=rollout.group or "rollout",
+        device=device,
+    )
+    for i, function in enumerate(config.reward.functions):
+        name = f"reward_function_{i}"
+        roles[name] = RolePlan(
+            role=name, num_ranks=function.num_workers, gpus_per_rank=0, threads=1, group=name, device="cpu"
+        )
+    return roles
+
+
+def _model_role(
+    role: str, section: TrainerConfig | FrozenConfig, cluster: ClusterConfig, cores: int | None
+) -> RolePlan:
+    placement, device = section.placement, cluster.device
+    return RolePlan(
+        role=role,
+        num_ranks=placement.num_ranks,
+        gpus_per_rank=1 if device == "cuda" else 0,
+        threads=placement.threads_per_rank or _share(cores, placement.num_ranks),
+        group=placement.group or role,
+        device=device,
+    )
+
+
+def _share(cores: int | None, num_ranks: int) -> int:
+    return max(1, cores // num_ranks) if cores else 1
+
+
+def _groups(roles: dict[str, RolePlan]) -> dict[str, GroupPlan]:
+    """Groups in the order in which roles first name them. Their roles take equally many GPUs (checked): the bundles are the largest
+    ranks' size."""
+    members: dict[str, list[RolePlan]] = {}
+    for role in roles.values():
+        members.setdefault(role.group, []).append(role)
+    groups = {}
+    for name, group in members.items():
+        num_bundles = min(role.num_ranks for role in group)
+        ranks_in_bundle = sum(role.num_ranks // num_bundles for role in group)
+        groups[name] = GroupPlan(
+            name=name,
+            num_bundles=num_bundles,
+            gpus_per_bundle=max(role.gpus_per_rank for role in group),
+            cpus_per_bundle=ranks_in_bundle * CPUS_PER_RANK,
+            roles=tuple(role.role for role in group),
+        )
+    return groups
+
+
+def _sync_channel(config: PPOStage, *, same_group: bool) -> SyncChannel:
+    if config.weight_sync.channel != "auto":
+        return config.weight_sync.channel
+    device: Device = config.cluster.device
+    if device == "cpu":
+        return "cpu"
+    return "ipc" if same_group else "nccl"
+
+
+def plan_json(plan: Plan) -> str:
+    """The plan as JSON."""
+    return json.dumps(asdict(plan), indent=2)
+
+
+def describe_plan(plan: Plan) -> RenderableType:
+    """The plan for people: a table of roles and the batch arithmetic under it."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table("role", "ranks", "device", "threads", "group", "shares with", box=None, pad_edge=False)
+    for role in plan.roles.values():
+        others = [name for name in plan.groups[role.group].roles if name != role.role]
+        gpus = role.num_ranks * role.gpus_per_rank
+        device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "cpu"
+        table.add_row(
+            role.role, str(role.num_ranks), device, f"{role.threads} a rank", role.group, ", ".join(others) or "-"
+        )
+    return Group(table, "", *_arithmetic(plan))
+
+
+def _arithmetic(plan: Plan) -> list[str]:
+    total = f"GPUs {num_gpus(plan)}, placement groups {len(plan.groups)}"
+    if isinstance(plan, RewardPlan):
+        return [f"step: {plan.groups_per_step} ranked groups, 1 update", total]
+    sizes = sorted({len(wave) for wave in plan.waves}, reverse=True)
+    per_step, epochs = plan.trajectories_per_step, plan.updates_per_step * plan.trajectories_per_minibatch
+    return [
+        f"step: {plan.prompts_per_step} prompts x {per_step // plan.prompts_per_step} responses = {per_step} trajectories "
+        f"in {len(plan.waves)} waves of {' or '.join(map(str, sizes))} prompts",
+        f"update: {plan.trajectories_per_minibatch} trajectories a minibatch, {plan.updates_per_step} updates a step "
+        f"({epochs // per_step} epochs), {plan.total_updates} in the run ({plan.policy_updates} of the policy)",
+        f"reference: {'yes' if plan.needs_reference else 'no'}, own forward pass for old log-probabilities: "
+        f"{'yes' if plan.needs_old_logprobs else 'no'}, weight sync: {plan.sync_channel}",
+        total,
+    ]

@@ -1,0 +1,98 @@
+"""The records of a plan. See `orchestrator.plan`, which works them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Device = Literal["cpu", "cuda"]
+SyncChannel = Literal["cpu", "nccl", "ipc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What there is to run on: one machine, or a whole Ray cluster."""
+
+    num_cpus: int
+    """Cores."""
+    num_gpus: int
+    where: str
+    """In words, for messages: `this machine`, `the Ray cluster at 10.0.0.1:6379`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolePlan:
+    """All ranks of one role."""
+
+    role: str
+    num_ranks: int
+    """Ray actors; of the rollout role: engines."""
+    gpus_per_rank: int
+    """0 on CPU; of an engine: its tensor parallelism."""
+    threads: int
+    """OMP_NUM_THREADS of each rank."""
+    group: str
+    device: Device
+
+    @property
+    def slots_per_rank(self) -> int:
+        """What a rank takes of its group's bundles: its GPUs, and 1 where it has none."""
+        return max(self.gpus_per_rank, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlan:
+    """One placement group: the roles in it share its GPUs and take turns."""
+
+    name: str
+    num_bundles: int
+    gpus_per_bundle: int
+    cpus_per_bundle: float
+    """Ray's logical CPUs: `orchestrator.plan.CPUS_PER_RANK` for each rank in the bundle."""
+    roles: tuple[str, ...]
+
+    def bundle_of(self, role: RolePlan, rank: int) -> int:
+        """Bundle of a role's rank, in rank order. With as many ranks as bundles, rank i is in bundle i; of 8 ranks beside 4 engines with
+        2 GPUs each, ranks 0 and 1 are in bundle 0."""
+        return rank * self.num_bundles // role.num_ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PPOPlan:
+    """Stage `ppo`, worked out."""
+
+    roles: dict[str, RolePlan]
+    """policy, critic, reference (where KL needs one), reward (where there is a reward model), rollout, reward_function_0, ..."""
+    groups: dict[str, GroupPlan]
+    waves: tuple[tuple[int, ...], ...]
+    """Prompts of a step, as positions in it, per wave. Wave w goes to engine w % engines."""
+    prompts_per_step: int
+    trajectories_per_step: int
+    trajectories_per_minibatch: int
+    updates_per_step: int
+    """Optimizer steps of one PPO step."""
+    total_updates: int
+    """Optimizer steps of the critic in the run."""
+    policy_updates: int
+    """Optimizer steps of the policy in the run: those of `critic.warmup_steps` are not its."""
+    rollout_shares_gpu: bool
+    """The engines share their group with another role: phases exclude each other (on CPU too, where no GPU is shared)."""
+    needs_reference: bool
+    """The KL coefficient is greater than 0, or may become so."""
+    needs_old_logprobs: bool
+    """KL is in the reward, or the step makes more than one update: old log-probabilities need a forward pass of their own."""
+    sync_channel: SyncChannel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardPlan:
+    """Stage `reward`, worked out. How many steps it has is known when its data is loaded."""
+
+    roles: dict[str, RolePlan]
+    """reward"""
+    groups: dict[str, GroupPlan]
+    groups_per_step: int
+    """Ranked groups of one optimizer step."""
+
+
+Plan = PPOPlan | RewardPlan

@@ -1,0 +1,207 @@
+"""The PPO loop: step after step, each a transaction. A step that is not in the ledger has not happened.
+
+    start ─► (newest whole checkpoint ─► replay of later committed steps) ─► drill ─► sync ─► step ─► ledger ─► checkpoint ─► ... ─► export
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.algorithms.kl_controller import AdaptiveKLController, FixedKLController
+from actors.errors import PreceptorError
+from actors.tasks import ExperienceSummary, UpdateReport
+from actors.trainer import Trainer
+from configs.schema.ppo import AdaptiveKLConfig, KLConfig, PPOStage
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.launch import Launched
+from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, digest_of
+from orchestrator.metrics import minibatch_metrics, step_metrics, whole_minibatches
+from orchestrator.plan_records import PPOPlan
+from orchestrator.ppo_step import Collected, PPOStep, Timeline
+from orchestrator.progress import Progress
+from orchestrator.sync import SyncResult, WeightSync
+
+TRAINED = ("policy", "critic")
+
+
+@dataclass(slots=True)
+class Position:
+    """Where the run stands."""
+
+    step: int
+    """Last committed step; also the policy version, while no step is skipped."""
+    kl: FixedKLController | AdaptiveKLController
+
+
+def kl_controller(config: KLConfig) -> FixedKLController | AdaptiveKLController:
+    """The controller that the config names."""
+    if isinstance(config.controller, AdaptiveKLConfig):
+        return AdaptiveKLController(config.controller.coef, config.controller.target, config.controller.horizon)
+    return FixedKLController(config.controller.coef)
+
+
+class PPOLoop:
+    """All steps of a run."""
+
+    def __init__(
+        self, config: PPOStage, plan: PPOPlan, launched: Launched, run_dir: Path, num_prompts: int, progress: Progress
+    ) -> None:
+        self.config = config
+        self.plan = plan
+        self.groups = launched.groups
+        self.waiter = launched.waiter
+        self.run_dir = run_dir
+        self.progress = progress
+        self.ledger = Ledger(run_dir, LedgerEntry)
+        self.checkpoints = Checkpoints(run_dir, keep=config.run.keep_checkpoints)
+        self.steps = PPOStep(config, plan, launched, num_prompts)
+        exact = (config.cluster.device, config.policy.engine.dtype, config.rollout.dtype) == ("cpu", "fp32", "fp32")
+        self.sync = WeightSync(config.weight_sync, plan, launched, exact=exact)
+        self.position = Position(step=0, kl=kl_controller(config.ppo.kl))
+        self.stop_requested = False
+
+    def run(self) -> None:
+        """From wherever the run directory stands to the last step."""
+        self._take_up()
+        with self.progress.phase("weight sync, proved by a drill"):
+            self.sync.connect()
+            self.sync.start(policy_version=self.position.step)
+        while self.position.step < self.config.ppo.steps and not self.stop_requested:
+            self.waiter.step = self.position.step + 1
+            entry = self._step(self.position.step + 1)
+            self._commit(entry)
+            self.progress.step(entry.step, self.config.ppo.steps, entry.metrics)
+        self._checkpoint()
+        if self.position.step == self.config.ppo.steps:
+            self._export()
+
+    # -- resume
+
+    def _take_up(self) -> None:
+        """Weights of the newest whole checkpoint, then the updates of the committed steps after it, from their stored trajectories."""
+        last = self.ledger.last_step()
+        usable = [step for step in self.checkpoints.steps() if step <= last]
+        start = usable[-1] if usable else 0
+        if start:
+            with self.progress.phase(f"loading the checkpoint of step {start}"):
+                self.checkpoints.state(start)
+                folder = str(self.checkpoints.folder(start))
+                self.waiter.wait([call for role in TRAINED for call in self.groups[role].call(Trainer.load, folder)])
+        for step in range(start + 1, last + 1):
+            self.waiter.step = step
+            with self.progress.phase(f"replaying step {step} from its trajectories"):
+                self._replay(self.ledger.read(step))
+        if last:
+            self.position.step = last
+            self.position.kl.load(self.ledger.read(last).kl_controller)
+
+    def _replay(self, entry: LedgerEntry) -> None:
+        collected = self.steps.restore(entry)
+        self._update(entry.step, collected, entry.kl_coef, Timeline())
+        policy, critic = self._parameter_digests(None)
+        # a run that promises the same bits must keep the promise; elsewhere rounding may differ
+        if self.config.run.deterministic and (policy, critic) != (entry.digests.policy, entry.digests.critic):
+            raise PreceptorError(
+                f"replay of step {entry.step} gave other weights than the ledger's: run.deterministic promises the same. "
+                "Was the run resumed on another kind of machine, or with other threads?"
+            )
+        self.waiter.wait([call for role in TRAINED for call in self.groups[role].call(Trainer.end_step)])
+
+    # -- one step
+
+    def _step(self, step: int) -> LedgerEntry:
+        timeline = Timeline()
+        kl_coef = self.position.kl.coef
+        generation = self.steps.generate(step, policy_version=self.position.step)
+        collected = self.steps.collect(step, generation, kl_coef, timeline)
+        policy_reports, critic_reports = self._update(step, collected, kl_coef, timeline)
+        self.steps.wake_engines()
+        with timeline.phase("sync"):
+            synced = self.sync.sync(policy_version=step)
+        with timeline.phase("digest"):
+            policy_digest, critic_digest = self._parameter_digests(synced)
+        self.steps.end()
+        kl = [value for wave in collected.summaries for summary in wave for value in summary.kl]
+        self.position.kl.update(sum(kl) / len(kl), len(kl))
+        metrics = step_metrics(collected, timeline)
+        updates = {"policy": whole_minibatches(policy_reports), "critic": whole_minibatches(critic_reports)}
+        for role, minibatches in updates.items():
+            metrics |= minibatch_metrics(role, minibatches)
+        metrics |= synced.metrics()
+        metrics["kl_coef"] = kl_coef
+        return LedgerEntry(
+            step=step,
+            policy_version=step,
+            waves=collected.waves,
+            advantage_moments=collected.moments,
+            kl_coef=kl_coef,
+            kl_controller=self.position.kl.state(),
+            trajectory_files=tuple(
+                tuple(f"trajectories/{step:08d}/{summary.file.name}" for summary in wave) for wave in collected.summaries
+            ),
+            digests=experience_digests(collected.waves, collected.summaries, policy_digest, critic_digest),
+            updates=updates,
+            metrics=metrics,
+            seconds=timeline.phases,
+        )
+
+    def _update(
+        self, step: int, collected: Collected, kl_coef: float, timeline: Timeline
+    ) -> tuple[list[UpdateReport], list[UpdateReport]]:
+        with timeline.phase("update"):
+            policy, critic = self.steps.start_updates(step, collected, kl_coef)
+            return self.steps.finish_updates(policy, "policy", timeline), self.steps.finish_updates(critic, "critic", timeline)
+
+    def _parameter_digests(self, synced: SyncResult | None) -> tuple[str, str]:
+        """Of the policy's and the critic's master weights. Where bits are not promised, what the sync sent stands for the policy's, and
+        the critic's are not hashed."""
+        if not self.config.run.deterministic:
+            return (synced.digest if synced else ""), ""
+        by_role = []
+        for role in TRAINED:
+            digests = self.waiter.wait(self.groups[role].call(Trainer.digest))
+            if len(set(digests)) != 1:
+                raise PreceptorError(f"the ranks of {role} hold different weights: {digests}")
+            by_role.append(digests[0])
+        return by_role[0], by_role[1]
+
+    # -- what lasts
+
+    def _commit(self, entry: LedgerEntry) -> None:
+        self.ledger.commit(entry)
+        self.position.step = entry.step
+        if entry.step % self.config.run.checkpoint_every == 0:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        step = self.position.step
+        if step == 0 or self.checkpoints.has(step):
+            return
+        with self.progress.phase(f"checkpoint of step {step}"):
+            folder = str(self.checkpoints.prepare(step))
+            calls = {role: self.groups[role].call(Trainer.save, folder) for role in TRAINED}
+            files = {role: [file for written in self.waiter.wait(of_role) for file in written] for role, of_role in calls.items()}
+            self.checkpoints.commit(step, files, {"kl_controller": self.position.kl.state()})
+
+    def _export(self) -> None:
+        with self.progress.phase("export"):
+            folder = str(self.run_dir / "export")
+            self.waiter.wait(self.groups["policy"].call(Trainer.export, folder, self.config.policy.model))
+
+
+def experience_digests(waves: Sequence, summaries: Sequence[Sequence[ExperienceSummary]], policy: str, critic: str) -> StepDigests:
+    """Of a step: tokens, rewards and advantages in the order of waves and of trajectories in them, whatever ranks computed them."""
+    rewards, advantages = [], []
+    for wave in summaries:
+        by_index = {i: (s.reward_digests[at], s.advantage_digests[at]) for s in wave for at, i in enumerate(s.indices)}
+        rewards += [by_index[i][0] for i in sorted(by_index)]
+        advantages += [by_index[i][1] for i in sorted(by_index)]
+    return StepDigests(
+        tokens=digest_of([digest for wave in waves for digest in wave.token_digests]),
+        rewards=digest_of(rewards),
+        advantages=digest_of(advantages),
+        policy=policy,
+        critic=critic,
+    )

@@ -1,0 +1,356 @@
+"""One PPO step, as the diagram has it. The orchestrator holds references and small records; it never touches a token.
+
+    prompts ─► rollout.generate ─► trajectories ─┬─► policy.logprobs     (old)  ─┐
+                (vLLM engines)     (by reference)├─► reference.logprobs         ─┤   experience on the
+                                                 ├─► critic.values              ─┼─► critic's ranks ─┬─► policy.update ─┐
+                                                 └─► reward.score               ─┘   (and on disk)   └─► critic.update ─┴─► weight sync ─► ledger
+
+| who waits | for whom | and is woken by |
+| --- | --- | --- |
+| scoring of wave w | its generation, and that of the waves before it (ranks are balanced over waves, in their order) | the engine's summary |
+| experience of wave w | old and reference log-probabilities and scores of w; the critic's ranks wait, not the orchestrator | Ray, as their arguments arrive |
+| updates | the whole step's experience on disk, and the moments of all its advantages | the last summary |
+| weight sync | the policy's last update | its report |
+| ledger | the sync's proof and the critic's last update | their reports |
+
+Where engines share GPUs with other roles, phases exclude each other: all waves are generated first, then the engines sleep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from actors.algorithms.moments import Moments, merge
+from actors.algorithms.schedule import learning_rate
+from actors.critic import Critic
+from actors.data.order import prompts_of_step
+from actors.group import Call, Group
+from actors.policy import Policy
+from actors.reference import Reference
+from actors.reward import Reward
+from actors.reward_worker import RewardWorker
+from actors.rollout import Rollout
+from actors.tasks import (
+    Busy,
+    ExperienceOrder,
+    ExperienceSummary,
+    GenerationUnit,
+    MinibatchShard,
+    UpdateReport,
+    UpdateShard,
+    WaveShard,
+    WaveSummary,
+)
+from actors.trainer import Trainer
+from configs.schema.engine import EngineConfig, OptimizerConfig
+from configs.schema.ppo import PPOStage
+from orchestrator.batching import Balancer, lockstep, minibatches_of, pack
+from orchestrator.launch import Launched
+from orchestrator.ledger import LedgerEntry
+from orchestrator.plan_records import PPOPlan
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When each phase and each rank worked, for metrics and benchmarks."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    busy: list[tuple[str, Busy]] = field(default_factory=list)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredWave:
+    """A wave whose trajectories have ranks, and what is being said of them."""
+
+    summary: WaveSummary
+    shards: dict[str, list[WaveShard]]
+    """By role, rank r's at place r."""
+    old: list[Call]
+    reference: list[Call]
+    values: list[Call]
+    scores: list[list[Call]]
+    """Of each source of rewards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """A step's experience: on its ranks, on disk, and here as numbers."""
+
+    waves: tuple[WaveSummary, ...]
+    summaries: tuple[tuple[ExperienceSummary, ...], ...]
+    """By wave, rank r of the critic's at place r."""
+    advantages: tuple[tuple[Call, ...], ...]
+    """Likewise, by reference."""
+    reference: tuple[tuple[Call, ...], ...]
+    moments: Moments
+
+
+class PPOStep:
+    """The parts of a step, over running groups."""
+
+    def __init__(self, config: PPOStage, plan: PPOPlan, launched: Launched, num_prompts: int) -> None:
+        self.config = config
+        self.plan = plan
+        self.groups: dict[str, Group] = launched.groups
+        self.waiter = launched.waiter
+        self.num_prompts = num_prompts
+        self.reward_functions = sorted(name for name in plan.roles if name.startswith("reward_function_"))
+
+    # -- prompts ─► rollout.generate ─► trajectories
+
+    def generate(self, step: int, policy_version: int) -> list[Call]:
+        """Starts every wave's generation: wave w on engine w % engines, always the same."""
+        prompts = prompts_of_step(
+            step - 1,  # steps count from 1, the stream of prompts from 0
+            prompts_per_step=self.plan.prompts_per_step,
+            num_prompts=self.num_prompts,
+            seed=self.config.run.seed,
+            shuffle=self.config.data.shuffle,
+        )
+        engines = self.groups["rollout"]
+        calls = []
+        for wave, slots in enumerate(self.plan.waves):
+            unit = GenerationUnit(
+                step=step,
+                wave=wave,
+                prompt_indices=tuple(prompts[slot] for slot in slots),
+                prompt_slots=slots,
+                seed=self.config.run.seed,
+                policy_version=policy_version,
+            )
+            calls.append(engines.call_rank(wave % len(engines), Rollout.generate, unit, two_results=True))
+        return calls
+
+    # -- trajectories ─► logprobs, values, scores ─► experience
+
+    def collect(self, step: int, generation: Sequence[Call], kl_coef: float, timeline: Timeline) -> Collected:
+        """Scores each wave as it comes and builds its experience; returns when all of it is on disk."""
+        balancers = self._balancers()
+        minibatches = self._first_minibatches(step)
+        if self.plan.rollout_shares_gpu:
+            with timeline.phase("generate"):
+                self.waiter.wait(generation)
+            self._engines_sleep()
+        scored: list[ScoredWave] = []
+        for wave, call in enumerate(generation):
+            with timeline.phase("generate"):
+                summary: WaveSummary = self.waiter.wait([call])[0]
+            timeline.busy.append(("rollout", summary.busy))
+            shards = self.shards(step, summary, minibatches[wave], balancers)
+            scored.append(self._score(call, summary, shards))
+        with timeline.phase("score"):
+            for wave in scored:
+                for role, calls in (("policy", wave.old), ("reference", wave.reference), ("critic", wave.values)):
+                    timeline.busy.extend((role, busy) for busy in self.waiter.wait(calls))
+                for calls in wave.scores:
+                    timeline.busy.extend(("reward", busy) for busy in self.waiter.wait(calls))
+        with timeline.phase("experience"):
+            built = [self._build_experience(step, wave, kl_coef) for wave in scored]
+            summaries = tuple(tuple(self.waiter.wait(calls)) for calls in built)
+        return Collected(
+            waves=tuple(wave.summary for wave in scored),
+            summaries=summaries,
+            advantages=tuple(tuple(calls) for calls in built),
+            reference=tuple(tuple(wave.reference) for wave in scored),
+            moments=merge(summary.advantage_moments for wave in summaries for summary in wave),
+        )
+
+    def _score(self, call: Call, summary: WaveSummary, shards: dict[str, list[WaveShard]]) -> ScoredWave:
+        trajectories = call.big
+        args = {role: [(shard, trajectories) for shard in of_role] for role, of_role in shards.items()}
+        groups = self.groups
+        scores = []
+        if "reward" in groups:
+            scores.append(groups["reward"].call_each(Reward.score, args["reward"], two_results=True))
+        scores.extend(groups[name].call_each(RewardWorker.score, args[name], two_results=True) for name in self.reward_functions)
+        return ScoredWave(
+            summary=summary,
+            shards=shards,
+            old=groups["policy"].call_each(Policy.logprobs, args["policy"], two_results=True),
+            reference=(
+                groups["reference"].call_each(Reference.logprobs, args["reference"], two_results=True) if self.plan.needs_reference else []
+            ),
+            values=groups["critic"].call_each(Critic.values, args["critic"]),
+            scores=scores,
+        )
+
+    def _build_experience(self, step: int, wave: ScoredWave, kl_coef: float) -> list[Call]:
+        """Every rank of the critic gets the columns that speak of its own trajectories, and no others."""
+        weights = [self.config.reward.model.weight] if self.config.reward.model else []
+        weights += [function.weight for function in self.config.reward.functions]
+        scorers = (["reward"] if "reward" in self.groups else []) + self.reward_functions
+        args = []
+        for rank, shard in enumerate(wave.shards["critic"]):
+            old = _speaking_of(shard, wave.shards["policy"], wave.old)
+            reference = _speaking_of(shard, wave.shards["reference"], wave.reference) if wave.reference else []
+            scores = [_speaking_of(shard, wave.shards[role], calls) for role, calls in zip(scorers, wave.scores, strict=True)]
+            order = ExperienceOrder(
+                step=step,
+                wave=shard.wave,
+                kl_coef=kl_coef,
+                score_weights=tuple(weights),
+                num_old=len(old),
+                num_reference=len(reference),
+                num_scores=tuple(len(columns) for columns in scores),
+                file=f"trajectories/{step:08d}/wave-{shard.wave:04d}-rank-{rank:04d}.parquet",
+            )
+            args.append((order, *old, *reference, *(column for columns in scores for column in columns)))
+        return self.groups["critic"].call_each(Critic.build_experience, args, two_results=True)
+
+    # -- who gets which trajectory
+
+    def _balancers(self) -> dict[str, Balancer]:
+        return {role: Balancer(len(group)) for role, group in self.groups.items() if role != "rollout"}
+
+    def _first_minibatches(self, step: int) -> list[list[int]]:
+        """For each wave, the first epoch's minibatch of each of its trajectories."""
+        of_step = self._minibatches(step, epoch=0)
+        responses, minibatches, at = self.config.rollout.responses_per_prompt, [], 0
+        for slots in self.plan.waves:
+            minibatches.append(of_step[at : at + len(slots) * responses])
+            at += len(slots) * responses
+        return minibatches
+
+    def _minibatches(self, step: int, *, epoch: int) -> list[int]:
+        ppo = self.config.ppo
+        return minibatches_of(self.plan.trajectories_per_step, ppo.minibatches, seed=self.config.run.seed, step=step, epoch=epoch)
+
+    def _budgets(self) -> dict[str, int]:
+        """Token budget of each role's micro-batches; reward functions read text, not micro-batches."""
+        config = self.config
+        engines: dict[str, EngineConfig] = {
+            "policy": config.policy.engine,
+            "critic": config.critic.engine,
+            "reference": config.reference.engine,
+        }
+        if config.reward.model is not None:
+            engines["reward"] = config.reward.model.engine
+        return {role: engine.micro_batch_tokens for role, engine in engines.items()}
+
+    def shards(self, step: int, summary: WaveSummary, minibatches: Sequence[int], balancers: dict[str, Balancer]) -> dict[str, list[WaveShard]]:
+        """Every role's ranks for a wave's trajectories, with micro-batches in lockstep."""
+        budgets = self._budgets()
+        result = {}
+        for role, balancer in balancers.items():
+            ranks = balancer.assign(summary.lengths, minibatches)
+            packed = [pack({i: summary.lengths[i] for i in indices}, budgets[role]) if role in budgets else [indices] for indices in ranks]
+            result[role] = [
+                WaveShard(step=step, wave=summary.wave, indices=indices, micro_batches=micro_batches)
+                for indices, micro_batches in zip(ranks, lockstep(packed), strict=True)
+            ]
+        return result
+
+    # -- experience ─► policy.update, critic.update
+
+    def start_updates(self, step: int, collected: Collected, kl_coef: float) -> tuple[list[Call], list[Call]]:
+        """Starts both models' updates, at the same time. The policy has none while the critic warms up."""
+        balancers = self._balancers()
+        first = self._first_minibatches(step)
+        shards = [self.shards(step, wave, first[w], balancers) for w, wave in enumerate(collected.waves)]
+        critic = [(shard,) for shard in self._update_shards(step, "critic", collected.waves, shards, collected.moments)]
+        critic_calls = self.groups["critic"].call_each(Critic.update, critic)
+        if step <= self.config.critic.warmup_steps:
+            return [], critic_calls
+        policy = []
+        for rank, update in enumerate(self._update_shards(step, "policy", collected.waves, shards, collected.moments)):
+            advantages, reference = [], []
+            # after a replay from disk there are no columns to send: the ranks have read them
+            for w, calls in enumerate(collected.advantages):
+                mine = shards[w]["policy"][rank]
+                advantages += _speaking_of(mine, shards[w]["critic"], calls)
+                if self.config.ppo.kl.where == "loss":
+                    reference += _speaking_of(mine, shards[w]["reference"], collected.reference[w])
+            policy.append((update, kl_coef, len(advantages), *advantages, *reference))
+        return self.groups["policy"].call_each(Policy.update, policy), critic_calls
+
+    def _update_shards(
+        self, step: int, role: str, waves: Sequence[WaveSummary], shards: Sequence[dict[str, list[WaveShard]]], moments: Moments
+    ) -> list[UpdateShard]:
+        """What each rank of a role does: minibatches by the run's seed, micro-batches by lengths, the same number on every rank."""
+        ppo, budget = self.config.ppo, self._budgets()[role]
+        rank_of = {(w.wave, i): rank for w, of in zip(waves, shards, strict=True) for rank, s in enumerate(of[role]) for i in s.indices}
+        lengths = {(w.wave, i): length for w in waves for i, length in enumerate(w.lengths)}
+        num_tokens = {(w.wave, i): num for w in waves for i, num in enumerate(w.num_loss_tokens)}
+        num_ranks = len(self.groups[role])
+        ranks: list[list[MinibatchShard]] = [[] for _ in range(num_ranks)]
+        for epoch in range(ppo.epochs):
+            minibatch_of = dict(zip(lengths, self._minibatches(step, epoch=epoch), strict=True))
+            for minibatch in range(ppo.minibatches):
+                keys = [key for key in lengths if minibatch_of[key] == minibatch]
+                packed = [pack({key: lengths[key] for key in keys if rank_of[key] == rank}, budget) for rank in range(num_ranks)]
+                lr = self._learning_rate(step, epoch * ppo.minibatches + minibatch, role)
+                for rank, micro_batches in enumerate(lockstep(packed)):
+                    ranks[rank].append(
+                        MinibatchShard(
+                            micro_batches=micro_batches, num_tokens=sum(num_tokens[key] for key in keys), num_trajectories=len(keys), lr=lr
+                        )
+                    )
+        whitening = moments if ppo.whiten_advantages else None
+        return [UpdateShard(step=step, minibatches=tuple(minibatches), advantage_moments=whitening) for minibatches in ranks]
+
+    def _learning_rate(self, step: int, update: int, role: str) -> float:
+        """Of the given update (from 0) of a PPO step (from 1)."""
+        optimizer: OptimizerConfig = self.config.policy.optimizer if role == "policy" else self.config.critic.optimizer
+        skipped = self.config.critic.warmup_steps if role == "policy" else 0
+        return learning_rate(
+            (step - 1 - skipped) * self.plan.updates_per_step + update,
+            peak=optimizer.lr,
+            warmup_steps=optimizer.warmup_steps,
+            total_steps=self.plan.policy_updates if role == "policy" else self.plan.total_updates,
+            decay=optimizer.decay,
+            final_frac=optimizer.final_lr_frac,
+        )
+
+    def finish_updates(self, calls: Sequence[Call], role: str, timeline: Timeline) -> list[UpdateReport]:
+        """Waits for a role's updates."""
+        reports: list[UpdateReport] = self.waiter.wait(calls)
+        timeline.busy.extend((role, report.busy) for report in reports)
+        return reports
+
+    # -- a committed step again, from disk
+
+    def restore(self, entry: LedgerEntry) -> Collected:
+        """Puts a committed step's trajectories back on their ranks; its updates can then be replayed."""
+        balancers = self._balancers()
+        first = self._first_minibatches(entry.step)
+        for w, wave in enumerate(entry.waves):
+            shards = self.shards(entry.step, wave, first[w], balancers)
+            for role in ("policy", "critic"):
+                args = [(shard, entry.trajectory_files[w]) for shard in shards[role]]
+                self.waiter.wait(self.groups[role].call_each(Trainer.restore_wave, args))
+        moments = entry.advantage_moments
+        return Collected(waves=entry.waves, summaries=(), advantages=(), reference=(), moments=moments)
+
+    # -- turns on shared GPUs
+
+    def _engines_sleep(self) -> None:
+        """After generation: the GPUs are the trainers'."""
+        self.waiter.wait(self.groups["rollout"].call(Rollout.sleep))
+        self.waiter.wait([call for role in ("policy", "critic") for call in self.groups[role].call(Trainer.onload)])
+
+    def wake_engines(self) -> None:
+        """Before the weight sync: engines need their weights' memory, the critic no longer needs its own."""
+        if self.plan.rollout_shares_gpu:
+            self.waiter.wait(self.groups["critic"].call(Trainer.offload))
+            self.waiter.wait(self.groups["rollout"].call(Rollout.wake))
+
+    def end(self) -> None:
+        """After the weight sync: every rank forgets the step's trajectories, and the GPUs are the engines'."""
+        if self.plan.rollout_shares_gpu:
+            self.waiter.wait(self.groups["policy"].call(Trainer.offload))
+        self.waiter.wait([call for role in ("policy", "critic") for call in self.groups[role].call(Trainer.end_step)])
+
+
+def _speaking_of(shard: WaveShard, others: Sequence[WaveShard], calls: Sequence[Call]) -> list:
+    """Of another role's results for the wave, those of ranks that hold any of this shard's trajectories. By reference."""
+    mine = set(shard.indices)
+    return [call.big for other, call in zip(others, calls, strict=True) if mine.intersection(other.indices)]

@@ -1,0 +1,155 @@
+"""One stage from its config to its end: check, launch, loop, and everything ended again whatever happens."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+
+from actors.critic import Critic
+from actors.errors import PreceptorError, RoleFailed
+from actors.policy import Policy
+from actors.preflight import PromptFacts, RankingFacts, check_ppo, check_reward
+from actors.reference import Reference
+from actors.reward import Reward
+from actors.reward_trainer import RewardTrainer
+from actors.reward_worker import RewardWorker
+from actors.rollout import Rollout, engine_environment
+from configs.schema.ppo import PPOStage
+from configs.schema.reward import RewardStage
+from orchestrator.launch import Launched, RoleSpec, machine_of, start_ray
+from orchestrator.machine import local_machine
+from orchestrator.plan import Plan, make_plan
+from orchestrator.plan_records import PPOPlan, RewardPlan
+from orchestrator.ppo_loop import PPOLoop
+from orchestrator.progress import Progress
+from orchestrator.reward_loop import RewardLoop
+
+
+def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Callable[[Plan], None]) -> bool:
+    """Runs or goes on with a PPO stage. True where it came to its end, False where it was asked to stop before."""
+    with ray_for(config, progress) as plan:
+        assert isinstance(plan, PPOPlan)
+        with progress.phase("checking data and models"):
+            facts: PromptFacts = in_cluster(check_ppo, config, timeout_s=config.cluster.start_timeout_s)
+        progress.note(f"{facts.num_prompts} prompts, longest {facts.longest_tokens} tokens, {facts.num_dropped} left out for length")
+        on_ready(plan)
+        with launched_roles(config, plan, ppo_roles(config, plan), run_dir, progress) as launched:
+            loop = PPOLoop(config, plan, launched, run_dir, facts.num_prompts, progress)
+            with stop_on_signal(loop, progress):
+                loop.run()
+            return not loop.stop_requested or loop.position.step == config.ppo.steps
+
+
+def run_reward(config: RewardStage, run_dir: Path, progress: Progress, on_ready: Callable[[Plan], None]) -> bool:
+    """Runs or goes on with a reward stage. True where it came to its end."""
+    with ray_for(config, progress) as plan:
+        assert isinstance(plan, RewardPlan)
+        with progress.phase("checking data and model"):
+            facts: RankingFacts = in_cluster(check_reward, config, timeout_s=config.cluster.start_timeout_s)
+        progress.note(f"{facts.num_groups} ranked groups to train on, {facts.num_held_out} held out")
+        on_ready(plan)
+        specs = {"reward": RoleSpec(role_class=RewardTrainer, args=(config,))}
+        with launched_roles(config, plan, specs, run_dir, progress) as launched:
+            loop = RewardLoop(config, launched, run_dir, progress)
+            with stop_on_signal(loop, progress):
+                loop.run()
+            return loop.finished
+
+
+def ppo_roles(config: PPOStage, plan: PPOPlan) -> dict[str, RoleSpec]:
+    """How each role of a PPO stage is made."""
+    policy_model, temperature = config.policy.model, config.rollout.temperature
+    assert policy_model is not None
+    reward = config.reward.model
+    critic_model = {
+        "reward": reward.model if reward is not None else None,
+        "policy": policy_model,
+        "model": config.critic.model,
+    }[config.critic.init_from]
+    specs = {
+        "policy": RoleSpec(role_class=Policy, args=(config.policy, config.ppo, config.weight_sync, temperature)),
+        "critic": RoleSpec(
+            role_class=Critic,
+            args=(config.critic, config.ppo, config.reward, config.rollout.max_response_tokens, critic_model, policy_model),
+        ),
+        "reference": RoleSpec(role_class=Reference, args=(config.reference, config.reference.model or policy_model, temperature)),
+        "rollout": RoleSpec(
+            role_class=Rollout,
+            args=(config.rollout, config.weight_sync, config.data, policy_model),
+            environment=engine_environment(config.rollout, plan.roles["rollout"].threads, config.cluster.device),
+        ),
+    }
+    if reward is not None:
+        specs["reward"] = RoleSpec(role_class=Reward, args=(reward,))
+    for number, function in enumerate(config.reward.functions):
+        specs[f"reward_function_{number}"] = RoleSpec(role_class=RewardWorker, args=(function, config.data, policy_model))
+    return specs
+
+
+@contextmanager
+def ray_for(config: PPOStage | RewardStage, progress: Progress) -> Iterator[Plan]:
+    """Ray started or joined, and the plan for what it has. Ray of this machine alone ends with the context, and all its actors with it."""
+    if config.cluster.address is None:
+        plan = make_plan(config, local_machine())
+        with progress.phase("starting Ray"):
+            start_ray(config.cluster, plan)
+    else:
+        with progress.phase(f"joining Ray at {config.cluster.address}"):
+            start_ray(config.cluster, make_plan(config, None))
+        plan = make_plan(config, machine_of(config.cluster))
+    try:
+        yield plan
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def launched_roles(
+    config: PPOStage | RewardStage, plan: Plan, specs: dict[str, RoleSpec], run_dir: Path, progress: Progress
+) -> Iterator[Launched]:
+    """Every role placed, loaded and connected; all of them ended with the context."""
+    launched = Launched(config.cluster, config.run)
+    try:
+        with progress.phase("loading " + ", ".join(plan.roles)):
+            launched.spawn(plan, specs, run_dir)
+            launched.load({name: specs[name].role_class.start for name in plan.roles})
+        yield launched
+    finally:
+        launched.stop()
+
+
+def in_cluster(function: Callable[..., Any], *args: Any, timeout_s: float) -> Any:
+    """Runs a short function where the roles will run."""
+    ref = ray.remote(function).options(num_cpus=0, max_retries=0).remote(*args)
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PreceptorError):
+            raise error.cause from error
+        raise RoleFailed("preflight", 0, None, f"{type(error.cause).__name__}: {error.cause}") from error
+    except ray.exceptions.GetTimeoutError as error:
+        raise RoleFailed("preflight", 0, None, f"{function.__name__} did not answer within {timeout_s:g} s") from error
+
+
+@contextmanager
+def stop_on_signal(loop: PPOLoop | RewardLoop, progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) ends the run after this step, with a checkpoint; the second at once."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if loop.stop_requested:
+            raise KeyboardInterrupt
+        loop.stop_requested = True
+        progress.note(f"{signal.Signals(number).name}: stopping after this step with a checkpoint; once more stops at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
