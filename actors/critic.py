@@ -41,10 +41,12 @@ class Critic(Trainer):
     def start(self) -> RoleReport:
         """Loads the model and its engine (collective)."""
         from actors.data.tokenizer import load_tokenizer
+        from actors.engine.distributed import join_process_group
         from actors.engine.engine import Engine
         from actors.models.scalar_head import load_scalar
 
         started = time.monotonic()
+        join_process_group(self.context)  # a sharded model is loaded shard by shard
         module = load_scalar(
             self.model, self.config.engine, device=self.context.device, fresh_head_ok=self.config.init_from != "reward", seed=self.context.seed
         )

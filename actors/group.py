@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,11 +13,13 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.context import RankContext
-from actors.errors import PreceptorError, RoleFailed
-from actors.role import Role
+from actors.errors import NotFinite, PreceptorError, RewardFailed, RoleFailed, UserError
+from actors.role import Role, log_file
 
 POLL_S = 1.0
 """How often a wait looks whether any actor, also one that nobody waits for, has died."""
+GRACE_S = 3.0
+"""How long a rank's failure waits for news of a dead actor: who loses a peer often says so before Ray does, and is not to blame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class Group:
     def __init__(self, role: str, actors: Sequence[ray.actor.ActorHandle]) -> None:
         self.role = role
         self.actors = tuple(actors)
+        self.unseen: dict[ray.ObjectRef, Call] = {}
+        """Calls with two results that nobody has looked at. Their second result is small, so that the driver may fetch it at any time."""
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -65,6 +70,8 @@ class Group:
         """Calls one rank. `method` is the role class's own function, so that a renamed method is found by every tool."""
         remote = getattr(self.actors[rank], method.__name__)
         big, ref = remote.options(num_returns=2).remote(*args) if two_results else (None, remote.remote(*args))
+        if two_results:
+            self.unseen[ref] = Call(ref=ref, big=None, role=self.role, rank=rank, what=method.__name__)
         return Call(ref=ref, big=big, role=self.role, rank=rank, what=method.__name__)
 
 
@@ -100,24 +107,30 @@ def spawn(
     return Group(contexts[0].role, actors)
 
 
-def connect(group: Group, extra: Mapping[str, str], *, waiter: Waiter) -> None:
+def connect(group: Group, extra: Mapping[str, str], *, waiter: Waiter, timeout_s: float) -> None:
     """Tells the ranks where rank 0 is, each its own place, and their environment."""
-    address, port = waiter.wait([group.call_rank(0, Role.rendezvous)])[0]
+    address, port = waiter.wait([group.call_rank(0, Role.rendezvous)], timeout_s=timeout_s)[0]
     common = {"WORLD_SIZE": str(len(group)), "MASTER_ADDR": address, "MASTER_PORT": str(port), **extra}
     # Ray shows each actor its own GPU alone, so a rank's local rank is 0 wherever it runs
-    waiter.wait(group.call_each(Role.join, [({**common, "RANK": str(rank), "LOCAL_RANK": "0"},) for rank in range(len(group))]))
+    places = [({**common, "RANK": str(rank), "LOCAL_RANK": "0"},) for rank in range(len(group))]
+    waiter.wait(group.call_each(Role.join, places), timeout_s=timeout_s)
 
 
 class Waiter:
     """The one place where the orchestrator waits: with a timeout, and with an eye on every actor of the run."""
 
-    def __init__(self, *, timeout_s: float) -> None:
+    def __init__(self, *, timeout_s: float, run_dir: Path | None = None) -> None:
+        """`timeout_s` is for a wait that does not give its own; `run_dir` is where the ranks' logs are, to be named in errors."""
         self.timeout_s = timeout_s
         self.step: int | None = None
+        self._run_dir = run_dir
         self._groups: list[Group] = []
+        self._places: dict[str, tuple[str, int]] = {}
 
     def watch(self, group: Group) -> None:
+        """From now on, a death in the group ends every wait."""
         self._groups.append(group)
+        self._places |= {actor._actor_id.hex(): (group.role, rank) for rank, actor in enumerate(group.actors)}
 
     def wait(self, calls: Sequence[Call], *, timeout_s: float | None = None) -> list[Any]:
         """The calls' small results, in their order.
@@ -128,47 +141,98 @@ class Waiter:
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
         by_ref = {call.ref: call for call in calls}
+        results: dict[ray.ObjectRef, Any] = {}
         pending = list(by_ref)
         while pending:
-            done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S, fetch_local=False)
+            left_s = max(0.0, min(POLL_S, deadline - time.monotonic()))
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=left_s, fetch_local=False)
             for ref in done:
-                self._check(by_ref[ref])
+                results[ref] = self._result(by_ref[ref])
             if not pending:
                 break
             self.check_alive()
-            if time.monotonic() > deadline:
-                late = by_ref[pending[0]]
-                raise RoleFailed(late.role, late.rank, self.step, f"{late.what} did not answer within {limit_s:g} s")
-        return [ray.get(call.ref) for call in calls]
+            self._check_unseen()
+            if time.monotonic() >= deadline:
+                raise self._late([by_ref[ref] for ref in pending], limit_s)
+        return [results[call.ref] for call in calls]
 
     def check_alive(self) -> None:
-        """RoleFailed for the first actor that is dead."""
-        for group in self._groups:
-            for rank, actor in enumerate(group.actors):
-                if _is_dead(actor):
-                    raise RoleFailed(group.role, rank, self.step, "its process died")
+        """RoleFailed for an actor that is dead."""
+        for actor_id, actor in _dead_actors().items():
+            if actor_id in self._places:
+                role, rank = self._places[actor_id]
+                raise self._failed(role, rank, f"its process {actor['Pid']} died{_last_words(actor)}")
 
-    def _check(self, call: Call) -> None:
+    def _check_unseen(self) -> None:
+        """Raises for a call that failed while another one is waited for."""
+        unseen = {ref: call for group in self._groups for ref, call in group.unseen.items()}
+        if unseen:
+            for ref in ray.wait(list(unseen), num_returns=len(unseen), timeout=0, fetch_local=False)[0]:
+                self._result(unseen[ref])
+
+    def _result(self, call: Call) -> Any:
+        for group in self._groups:
+            group.unseen.pop(call.ref, None)
         try:
-            ray.get(call.ref)
+            return ray.get(call.ref)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
+            if isinstance(cause, UserError | RewardFailed | NotFinite):
+                raise cause from error
+            self._await_death()
             if isinstance(cause, PreceptorError):
                 raise cause from error
-            raise RoleFailed(call.role, call.rank, self.step, f"{call.what}: {type(cause).__name__}: {cause}") from error
+            what = f"{call.what}: {type(cause).__name__}: {cause}"
+            raise self._failed(call.role, call.rank, what) from error
         except ray.exceptions.RayActorError as error:
             # the dead one may be another, whose result this call needed
-            self.check_alive()
-            raise RoleFailed(call.role, call.rank, self.step, f"its process died during {call.what}") from error
+            self._await_death()
+            raise self._failed(call.role, call.rank, f"its process died during {call.what}") from error
         except ray.exceptions.RayError as error:
-            raise RoleFailed(call.role, call.rank, self.step, f"{call.what}: {type(error).__name__}: {error}") from error
+            self._await_death()
+            raise self._failed(call.role, call.rank, f"{call.what}: {type(error).__name__}: {error}") from error
+
+    def _await_death(self) -> None:
+        """Raises RoleFailed where an actor is dead, or found dead soon."""
+        deadline = time.monotonic() + GRACE_S
+        self.check_alive()
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            self.check_alive()
+
+    def _late(self, late: Sequence[Call], limit_s: float) -> RoleFailed:
+        first, *others = late
+        names = ", ".join(f"{call.role} rank {call.rank}" for call in others)
+        beside = f"; neither did {names}" if names else ""
+        return self._failed(first.role, first.rank, f"{first.what} did not answer within {limit_s:g} s{beside}")
+
+    def _failed(self, role: str, rank: int, what: str) -> RoleFailed:
+        log = log_file(self._run_dir, role, rank) if self._run_dir is not None else None
+        return RoleFailed(role, rank, self.step, what + (f"; its log: {log}" if log is not None and log.exists() else ""))
 
 
-def _is_dead(actor: ray.actor.ActorHandle) -> bool:
-    """Asks Ray's control store. There is no public call that does so without the dashboard; `ray.util.state` needs it."""
+def _dead_actors() -> dict[str, dict[str, Any]]:
+    """This job's dead actors by id, from Ray's control store. No public call gives them without the dashboard: `ray.util.state` asks it."""
     from ray._private.state import actors
 
-    return bool(actors(actor._actor_id.hex()).get("State") == "DEAD")
+    job = ray.get_runtime_context().get_job_id()
+    return {
+        actor_id: actor
+        for actor_id, actor in actors(job_id=ray.JobID.from_hex(job), actor_state_name="DEAD").items()
+        if actor["State"] == "DEAD"
+    }
+
+
+def _last_words(actor: Mapping[str, Any]) -> str:
+    """Why an actor died, where Ray knows more than that a connection broke."""
+    cause = actor["DeathCause"]
+    kind = cause.WhichOneof("context")
+    if kind == "creation_task_failure_context":
+        lines = cause.creation_task_failure_context.formatted_exception_string.strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+    if kind == "oom_context":
+        return ": the machine ran out of memory"
+    return ""
 
 
 def kill(groups: Sequence[Group]) -> None:
@@ -176,4 +240,3 @@ def kill(groups: Sequence[Group]) -> None:
     for group in groups:
         for actor in group.actors:
             ray.kill(actor, no_restart=True)
-

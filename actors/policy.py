@@ -39,11 +39,13 @@ class Policy(Trainer):
 
     def start(self) -> RoleReport:
         """Loads the model and its engine (collective)."""
+        from actors.engine.distributed import join_process_group
         from actors.engine.engine import Engine
         from actors.models.causal_lm import load_policy
 
         started = time.monotonic()
         assert self.config.model is not None
+        join_process_group(self.context)  # a sharded model is loaded shard by shard
         module = load_policy(self.config.model, self.config.engine, device=self.context.device)
         self.engine = Engine(module, engine=self.config.engine, optimizer=self.config.optimizer, context=self.context)
         return self.report(started)

@@ -25,10 +25,12 @@ class Reference(Trainer):
 
     def start(self) -> RoleReport:
         """Loads the model (collective)."""
+        from actors.engine.distributed import join_process_group
         from actors.engine.engine import Engine
         from actors.models.causal_lm import load_policy
 
         started = time.monotonic()
+        join_process_group(self.context)  # a sharded model is loaded shard by shard
         module = load_policy(self.model, self.config.engine, device=self.context.device)
         self.engine = Engine(module, engine=self.config.engine, optimizer=None, context=self.context)
         return self.report(started)

@@ -24,12 +24,14 @@ class Reward(Trainer):
 
     def start(self) -> RoleReport:
         """Loads the model (collective) and the statistics of its scores."""
+        from actors.engine.distributed import join_process_group
         from actors.engine.engine import Engine
         from actors.models.scalar_head import load_scalar
         from actors.reward_trainer import load_reward_stats
 
         started = time.monotonic()
         assert self.config.model is not None
+        join_process_group(self.context)  # a sharded model is loaded shard by shard
         module = load_scalar(self.config.model, self.config.engine, device=self.context.device, fresh_head_ok=False, seed=self.context.seed)
         self.engine = Engine(module, engine=self.config.engine, optimizer=None, context=self.context)
         stats = load_reward_stats(self.config.model) if self.config.normalise else None

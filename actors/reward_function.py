@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -137,14 +136,21 @@ class RewardFunction:
     def stop(self) -> None:
         """Kills the host and everything that it started, and waits for it."""
         if self._process is not None:
-            # The group outlives its leader, which may have ended on its own
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._kill(self._process)
             self._process = None
         for fd in self._fds.values():
             os.close(fd)
         self._fds = {}
+
+    @staticmethod
+    def _kill(process: subprocess.Popen[bytes]) -> int:
+        """Kills the process group and waits for its leader; how the leader ended, which may have been before.
+
+        The leader is waited for only after the group is killed: until then nobody else can have its id.
+        """
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
 
     def _takes(self, name: str) -> bool:
         return self._optional is None or name in self._optional or name in self.required
@@ -196,10 +202,7 @@ class RewardFunction:
     def _ending(self) -> str:
         """How the host ended, once its pipe is closed."""
         assert self._process is not None
-        try:
-            code = self._process.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
-            return "its process closed its pipe"
+        code = self._kill(self._process)
         return (
             f"its process was killed by {signal.Signals(-code).name}" if code < 0 else f"its process exited with {code}"
         )

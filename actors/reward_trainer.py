@@ -176,9 +176,12 @@ class RewardTrainer(Trainer):
             data_fingerprint=self.data.fingerprint,
         )
 
-    def write_evaluation(self, folder: str, evaluation: RewardEvaluation) -> None:
-        """Writes the evaluation beside an exported model, where PPO finds mean and deviation. Not collective: rank 0 is asked."""
-        write_stats(Path(folder), evaluation)
+    def export_evaluated(self, folder: str, evaluation: RewardEvaluation) -> None:
+        """Writes a Hugging Face folder, and in it the evaluation, where PPO finds mean and deviation (collective; rank 0 writes)."""
+        assert self.config.model.model is not None
+        self.export(folder, self.config.model.model)
+        if self.context.rank == 0:
+            write_stats(Path(folder), evaluation)
 
 
 def check_group_lengths(data: RankingDataset, micro_batch_tokens: int) -> None:

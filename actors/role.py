@@ -17,6 +17,11 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def log_file(run_dir: str | Path, role: str, rank: int) -> Path:
+    """Where a rank's output goes."""
+    return Path(run_dir) / "logs" / f"{role}-{rank}.log"
+
+
 class Role:
     """Base of all roles. Plain: `ray.remote` is applied when a group is spawned.
 
@@ -39,14 +44,11 @@ class Role:
         """Sets this process's environment and redirects its output to its log file; must come before anything heavy is imported."""
         assert "torch" not in sys.modules or self.context.world_size == 1, "torch was imported before the environment was set"
         os.environ.update(environment)
-        log = Path(self.context.run_dir) / "logs" / f"{self.context.role}-{self.context.rank}.log"
+        log = log_file(self.context.run_dir, self.context.role, self.context.rank)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-
-    def process_id(self) -> int:
-        return os.getpid()
 
     def peak_memory_bytes(self) -> int:
         """Peak of this process (CPU) or of its GPU's allocator (CUDA)."""

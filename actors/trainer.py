@@ -158,11 +158,15 @@ class Trainer(Role):
     def onload(self) -> bool:
         return self.engine.onload()
 
-    def restore_wave(self, shard: WaveShard, files: Sequence[str]) -> None:
-        """Takes this rank's trajectories of a committed step, and what was said of them, from disk instead of from engines and scores."""
-        from actors.data.stored import read_experience
+    def restore_wave(self, shard: WaveShard, files: Sequence[WrittenFile]) -> None:
+        """Takes this rank's trajectories of a committed step, and what was said of them, from disk instead of from engines and scores.
 
-        experience = read_experience([Path(self.context.run_dir) / file for file in files], shard.indices)
+        `files` are the wave's, named under the run directory. Raises PreceptorError for one that is missing or damaged.
+        """
+        from actors.data.stored import check_files, read_experience
+
+        paths = check_files(Path(self.context.run_dir), files)
+        experience = read_experience(paths, shard.indices)
         self.keep_experience(shard, experience)
 
     def keep_experience(self, shard: WaveShard, experience: Experience) -> None:

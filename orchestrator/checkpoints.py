@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Checkpoints:
     def prepare(self, step: int) -> Path:
         """An empty folder for this step; what an interrupted attempt left there goes."""
         folder = self.folder(step)
-        assert not (folder / MANIFEST).exists(), f"{folder} is whole already"
+        if (folder / MANIFEST).exists():
+            raise PreceptorError(f"{folder} is a whole checkpoint already: another driver works on this run directory; this one stops")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
@@ -45,7 +46,12 @@ class Checkpoints:
             for role, written in files.items()
         }
         manifest = {"step": step, "files": listing, "state": dict(state)}
-        create_only(self.folder(step) / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+        try:
+            create_only(self.folder(step) / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+        except FileExistsError:
+            raise PreceptorError(
+                f"{self.folder(step)} is a whole checkpoint already: another driver works on this run directory; this one stops"
+            ) from None
         for old in self.steps()[: -self._keep]:
             # the manifest goes first, so that a half-removed folder is never taken for a checkpoint
             (self.folder(old) / MANIFEST).unlink()
@@ -58,18 +64,47 @@ class Checkpoints:
         """Whole checkpoints, oldest first."""
         return sorted(int(path.parent.name) for path in self._folder.glob(f"*/{MANIFEST}"))
 
+    def newest(self, last_committed: int, note: Callable[[str], None]) -> int:
+        """Step of the newest checkpoint that is whole, 0 where there is none. Damaged ones on the way are set aside, with a note.
+
+        Raises:
+            PreceptorError: where a checkpoint is newer than the last committed step, which never happens by itself.
+        """
+        found = self.steps()
+        if found and found[-1] > last_committed:
+            raise PreceptorError(
+                f"{self.folder(found[-1])} is of a later step than the ledger's last, {last_committed}: ledger entries were removed. "
+                "Put them back"
+            )
+        for step in reversed(found):
+            try:
+                self.state(step)
+            except PreceptorError as error:
+                manifest = self.folder(step) / MANIFEST
+                manifest.replace(manifest.with_suffix(".damaged"))
+                note(f"{error}. It is left out; an older checkpoint and the stored trajectories give the same weights")
+            else:
+                return step
+        return 0
+
     def state(self, step: int) -> dict[str, Any]:
-        """The orchestrator's part of a checkpoint; checks that every file is there, whole. PreceptorError names one that is not."""
+        """The orchestrator's part of a checkpoint; checks that every file is there, whole.
+
+        Raises:
+            PreceptorError: naming a file that is missing or damaged.
+        """
         folder = self.folder(step)
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        for role, files in manifest["files"].items():
-            for file in files:
-                path = folder / role / file["name"]
-                if not path.exists() or path.stat().st_size != file["bytes"] or sha256_of(path) != file["sha256"]:
-                    raise PreceptorError(
-                        f"checkpoint file {path} is missing or damaged: its manifest says {file['bytes']} bytes, sha256 {file['sha256']}"
-                    )
-        return dict(manifest["state"])
+        try:
+            manifest = json.loads((folder / MANIFEST).read_bytes())
+            files = [(role, file["name"], file["bytes"], file["sha256"]) for role in manifest["files"] for file in manifest["files"][role]]
+            state = dict(manifest["state"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise PreceptorError(f"checkpoint file {folder / MANIFEST} is missing or damaged: {error}") from error
+        for role, name, num_bytes, sha256 in files:
+            path = folder / role / name
+            if not path.is_file() or path.stat().st_size != num_bytes or sha256_of(path) != sha256:
+                raise PreceptorError(f"checkpoint file {path} is missing or damaged: its manifest says {num_bytes} bytes, sha256 {sha256}")
+        return state
 
 
 def sha256_of(path: Path) -> str:

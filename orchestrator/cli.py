@@ -167,10 +167,12 @@ def _schema(arguments: argparse.Namespace) -> None:
 def _console() -> Console:
     from rich.console import Console
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     # rich takes 80 columns where there is no terminal, which breaks tables that a file or a pager could hold whole
-    return Console(
-        width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False, file=sys.stdout
-    )
+    return Output(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------- arguments

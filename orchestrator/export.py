@@ -17,7 +17,7 @@ from orchestrator.launch import RoleSpec
 from orchestrator.plan import CPUS_PER_RANK, Plan
 from orchestrator.plan_records import PPOPlan
 from orchestrator.progress import Progress
-from orchestrator.reward_loop import evaluate
+from orchestrator.reward_loop import evaluate, export_evaluated
 from orchestrator.stages import launched_roles, ppo_roles, ray_for
 
 
@@ -50,9 +50,9 @@ def export_checkpoint(
                 if isinstance(config, PPOStage):
                     waiter.wait(group.call(Trainer.export, str(target), tokenizer_from))
                 else:
-                    data: RankingReport = launched.reports[name][0]
+                    data: RankingReport = waiter.wait([group.call_rank(0, RewardTrainer.rankings)])[0]
                     evaluation = evaluate(group, waiter, config, data.lengths, data.num_train)
-                    waiter.wait(group.call(RewardTrainer.export_evaluated, str(target), evaluation))
+                    export_evaluated(group, waiter, str(target), evaluation)
 
 
 def only_role(plan: Plan, name: str) -> Plan:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from actors.errors import PreceptorError, UserError
@@ -13,14 +13,13 @@ from configs.schema import Config, Pipeline
 from configs.schema.ppo import PPOStage
 from configs.schema.reward import RewardStage
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.launch import prepare_run_dir, require_run_dir
+from orchestrator.ledger import create_only, write_whole
 from orchestrator.machine import local_machine
 from orchestrator.plan import Plan, make_plan, plan_json
-from orchestrator.progress import Progress
+from orchestrator.progress import DRIVER_LOG, Progress
+from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, PLAN_FILE, existing_run, locked, new_run, require_run
+from orchestrator.signals import interruptible
 
-CONFIG_FILE = "config.yaml"
-PLAN_FILE = "plan.json"
-DONE_FILE = "done.json"
 EXPORT = "export"
 
 
@@ -36,63 +35,68 @@ def run(config: Config, *, overrides_text: Sequence[str], progress: Progress) ->
         PreceptorError: for a run that failed.
         Stopped: where the user stopped it.
     """
-    existed = Path(config.run.dir).exists()
-    run_dir = prepare_run_dir(config.run.dir)
-    try:
-        with progress.log_to(run_dir / "logs" / "driver.log"):
-            (run_dir / "overrides.json").write_text(json.dumps(list(overrides_text)))
-            if isinstance(config, Pipeline):
-                (run_dir / CONFIG_FILE).write_text(dump_config(config))
-            _run_stages(config, run_dir, progress)
-    except BaseException:
-        if not any(run_dir.rglob(PLAN_FILE)):
-            # nothing has begun: leave no half-written run behind
-            shutil.rmtree(run_dir)
-            if existed:
-                run_dir.mkdir()
-        raise
+    with (
+        interruptible(),
+        new_run(config.run.dir, dump_config(config)) as run_dir,
+        progress.log_to(run_dir / DRIVER_LOG),
+    ):
+        write_whole(run_dir / "overrides.json", json.dumps(list(overrides_text)).encode())
+        _run_stages(config, run_dir, progress)
 
 
 def resume(run_dir: str, progress: Progress) -> None:
     """Goes on with a run from its newest whole checkpoint and its ledger. A run that is done says so and does nothing."""
-    folder = require_run_dir(run_dir)
-    config = load_config(folder / CONFIG_FILE)
-    if (folder / DONE_FILE).exists():
-        progress.note(f"{folder} is finished; nothing is left to do")
-        return
-    with progress.log_to(folder / "logs" / "driver.log"):
-        _run_stages(config, folder, progress)
+    with interruptible(), existing_run(run_dir) as folder:
+        config = load_config(folder / CONFIG_FILE)
+        if (folder / DONE_FILE).exists():
+            progress.note(f"{folder} is finished; nothing is left to do")
+            return
+        with progress.log_to(folder / DRIVER_LOG):
+            _run_stages(config, folder, progress)
 
 
 def _run_stages(config: Config, run_dir: Path, progress: Progress) -> None:
     if not isinstance(config, Pipeline):
-        _run_stage(config, run_dir, progress)
-        return
-    for number, (name, stage) in enumerate(config.stages.items(), 1):
-        folder = run_dir / name
-        if (folder / DONE_FILE).exists():
-            progress.note(f"stage {name} is finished already")
-            continue
-        progress.note(f"stage {name} ({number} of {len(config.stages)}: {stage.stage})")
-        folder.mkdir(exist_ok=True)
-        _run_stage(resolve_models(stage, run_dir), folder, progress)
-    (run_dir / DONE_FILE).write_text(json.dumps({"stages": list(config.stages)}))
+        finished = _run_stage(config, run_dir, progress)
+    else:
+        finished = all(_run_one_of(config, name, run_dir, progress) for name in config.stages)
+        if finished:
+            write_whole(run_dir / DONE_FILE, json.dumps({"stages": list(config.stages)}).encode())
+    if not finished:
+        raise Stopped(f"stopped; everything committed is kept. Go on with: preceptor resume {run_dir}")
 
 
-def _run_stage(config: PPOStage | RewardStage, run_dir: Path, progress: Progress) -> None:
+def _run_one_of(config: Pipeline, name: str, run_dir: Path, progress: Progress) -> bool:
+    """Runs a stage of a pipeline, or goes on with it. True where it came to its end, now or before."""
+    stage, folder = config.stages[name], run_dir / name
+    if (folder / DONE_FILE).exists():
+        progress.note(f"stage {name} is finished already")
+        return True
+    progress.note(f"stage {name} ({list(config.stages).index(name) + 1} of {len(config.stages)}: {stage.stage})")
+    folder.mkdir(exist_ok=True)
+    resolved = resolve_models(stage, run_dir)
+    with locked(folder):
+        with suppress(FileExistsError):
+            create_only(folder / CONFIG_FILE, dump_config(resolved).encode())
+        return _run_stage(resolved, folder, progress)
+
+
+def _run_stage(config: PPOStage | RewardStage, run_dir: Path, progress: Progress) -> bool:
+    """True where the stage came to its end, False where it was asked to stop before."""
     from orchestrator.stages import run_ppo, run_reward
 
     def on_ready(plan: Plan) -> None:
         """Everything that could be checked is right: from here the run directory holds a run."""
-        if not (run_dir / CONFIG_FILE).exists():
-            (run_dir / CONFIG_FILE).write_text(dump_config(config))
-        (run_dir / PLAN_FILE).write_text(plan_json(plan))
+        write_whole(run_dir / PLAN_FILE, plan_json(plan).encode())
 
-    finished = run_ppo(config, run_dir, progress, on_ready) if isinstance(config, PPOStage) else run_reward(config, run_dir, progress, on_ready)
-    if not finished:
-        raise Stopped(f"stopped; everything committed is kept. Go on with: preceptor resume {run_dir}")
-    (run_dir / DONE_FILE).write_text(json.dumps({"stage": config.stage}))
-    progress.note(f"done: {run_dir / EXPORT} holds the model for transformers and vLLM")
+    if isinstance(config, PPOStage):
+        finished = run_ppo(config, run_dir, progress, on_ready)
+    else:
+        finished = run_reward(config, run_dir, progress, on_ready)
+    if finished:
+        write_whole(run_dir / DONE_FILE, json.dumps({"stage": config.stage}).encode())
+        progress.note(f"done: {run_dir / EXPORT} holds the model for transformers and vLLM")
+    return finished
 
 
 def resolve_models(stage: PPOStage | RewardStage, run_dir: Path) -> PPOStage | RewardStage:
@@ -134,7 +138,7 @@ def export(run_dir: str, out: str, *, role: str | None, step: int | None, progre
     """Writes a model of a run's checkpoint as a Hugging Face folder."""
     from orchestrator.export import export_checkpoint
 
-    folder = require_run_dir(run_dir)
+    folder = require_run(run_dir)
     config = load_config(folder / CONFIG_FILE)
     if isinstance(config, Pipeline):
         raise UserError(f"{folder} is a pipeline; allowed: one of its stages' folders: {', '.join(str(folder / name) for name in config.stages)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def start_ray(cluster: ClusterConfig, plan: Plan) -> None:
 
     A local Ray counts logical CPUs, which may exceed the cores: roles that wait for each other share them.
     """
-    # user code (reward functions) is found from where the run was started, in every worker
-    search = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    # user code (reward functions) is found from where the run was started, in every worker; our own packages come first
+    ours = str(Path(__file__).resolve().parent.parent)
+    search = os.pathsep.join(filter(None, [ours, os.getcwd(), os.environ.get("PYTHONPATH")]))
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "runtime_env": {"env_vars": {"PYTHONPATH": search}}}
     if cluster.address is None:
         spare_cpus = 2
@@ -65,15 +67,16 @@ def machine_of(cluster: ClusterConfig) -> Machine:
 class Launched:
     """Running groups by role, and the one that waits for them."""
 
-    def __init__(self, cluster: ClusterConfig, run: RunConfig) -> None:
+    def __init__(self, cluster: ClusterConfig, run: RunConfig, run_dir: Path) -> None:
         self.cluster = cluster
         self.run = run
         self.groups: dict[str, Group] = {}
         self.reports: dict[str, list[RoleReport]] = {}
-        self.waiter = Waiter(timeout_s=cluster.call_timeout_s)
+        self.waiter = Waiter(timeout_s=cluster.call_timeout_s, run_dir=run_dir)
+        self._run_dir = run_dir
         self._placements: list[PlacementGroup] = []
 
-    def spawn(self, plan: Plan, specs: Mapping[str, RoleSpec], run_dir: Path) -> None:
+    def spawn(self, plan: Plan, specs: Mapping[str, RoleSpec]) -> None:
         """Places and spawns every role of the plan and connects its ranks. Nothing heavy is loaded yet."""
         for group_plan in plan.groups.values():
             bundle = {"CPU": group_plan.cpus_per_bundle}
@@ -93,7 +96,7 @@ class Launched:
                         seed=self.run.seed,
                         deterministic=self.run.deterministic,
                         collective_timeout_s=self.cluster.collective_timeout_s,
-                        run_dir=str(run_dir),
+                        run_dir=str(self._run_dir),
                     )
                     for rank in range(role.num_ranks)
                 ]
@@ -107,7 +110,8 @@ class Launched:
                 self.waiter.watch(group)
         for name, group in self.groups.items():
             device = {"DS_ACCELERATOR": plan.roles[name].device}
-            connect(group, {**device, **specs[name].environment}, waiter=self.waiter)
+            timeout_s = self.cluster.start_timeout_s
+            connect(group, {**device, **specs[name].environment}, waiter=self.waiter, timeout_s=timeout_s)
 
     def load(self, starts: Mapping[str, Callable[[Any], Any]]) -> None:
         """Loads every role's models, all at once; `starts` names each role's method."""
@@ -116,33 +120,12 @@ class Launched:
             self.reports[name] = self.waiter.wait(started, timeout_s=self.cluster.start_timeout_s)
 
     def stop(self) -> None:
-        """Ends every actor and gives the placement groups back."""
-        kill(list(self.groups.values()))
+        """Ends every actor and gives the placement groups back. Raises nothing: whatever ends the run is the error to show."""
+        for end in (lambda: kill(list(self.groups.values())), self._give_back):
+            # where Ray itself is broken there is nothing left to give back to
+            with suppress(ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError):
+                end()
+
+    def _give_back(self) -> None:
         for placement in self._placements:
             ray.util.remove_placement_group(placement)
-
-
-def prepare_run_dir(path: str) -> Path:
-    """Makes the run directory. UserError where it is occupied or can't be written."""
-    folder = Path(path).absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {path}` continues a run")
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except NotADirectoryError as error:
-        raise UserError(f"run.dir: {folder} is not a folder") from error
-    except OSError as error:
-        raise UserError(f"run.dir: {folder} can't be written ({error.strerror}); allowed: a folder in which files can be made") from error
-    return folder
-
-
-def require_run_dir(path: str) -> Path:
-    """The folder of an existing run. UserError where it holds none."""
-    folder = Path(path).absolute()
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder} holds no run: config.yaml is missing; allowed: the run.dir of an earlier `preceptor run`")
-    return folder
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from actors.algorithms.moments import Moments
-from actors.errors import PreceptorError, UserError
-from actors.tasks import WaveSummary
+from actors.errors import PreceptorError
+from actors.tasks import Busy, WaveSummary, WrittenFile
 
 FORMAT = 1
+ENTRY_NAME = re.compile(r"\d{8,}\.json")
 
 
 def create_only(path: Path, data: bytes) -> None:
@@ -31,12 +33,29 @@ def create_only(path: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # a temporary file is its owner's alone
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.link(name, path)
     finally:
         os.unlink(name)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that may exist, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".new-{path.name}")
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def num_committed(folder: Path) -> int:
+    """Committed steps of the run in `folder`, or of all stages of the pipeline there."""
+    return sum(1 for _ in folder.glob("ledger/[0-9]*.json")) + sum(1 for _ in folder.glob("*/ledger/[0-9]*.json"))
 
 
 def digest_of(parts: Sequence[str]) -> str:
@@ -74,8 +93,8 @@ class LedgerEntry:
     """Used in this step."""
     kl_controller: dict[str, float]
     """State after the step."""
-    trajectory_files: tuple[tuple[str, ...], ...]
-    """For each wave, paths under the run directory."""
+    trajectory_files: tuple[tuple[WrittenFile, ...], ...]
+    """For each wave; names are paths under the run directory."""
     digests: StepDigests
     updates: dict[str, tuple[dict[str, float], ...]]
     """Of policy and critic, each minibatch's losses and metrics over all ranks, in order."""
@@ -84,31 +103,26 @@ class LedgerEntry:
     """By phase."""
 
     def to_json(self) -> bytes:
-        return json.dumps(
-            {"format": FORMAT, "digest": self.digests.step, **asdict(self)}, indent=1, sort_keys=True
-        ).encode()
+        return _sealed({"digest": self.digests.step, **asdict(self)})
 
     @staticmethod
     def from_json(data: bytes) -> LedgerEntry:
-        raw: dict[str, Any] = json.loads(data)
-        assert raw.pop("format") == FORMAT
+        """Raises ValueError, TypeError or KeyError for anything but what `to_json` wrote."""
+        raw = _unsealed(data)
         digest = raw.pop("digest")
         moments = raw.pop("advantage_moments")
+        waves = [{key: _tuples(value) for key, value in wave.items()} for wave in raw.pop("waves")]
+        files = raw.pop("trajectory_files")
         entry = LedgerEntry(
-            waves=tuple(
-                WaveSummary(**{key: tuple(value) if isinstance(value, list) else value for key, value in wave.items()})
-                for wave in raw.pop("waves")
-            ),
+            waves=tuple(WaveSummary(**{**wave, "busy": Busy(**wave["busy"])}) for wave in waves),
             advantage_moments=None if moments is None else Moments(**moments),
-            trajectory_files=tuple(tuple(files) for files in raw.pop("trajectory_files")),
+            trajectory_files=tuple(tuple(WrittenFile(**file) for file in of_wave) for of_wave in files),
             digests=StepDigests(**raw.pop("digests")),
             updates={role: tuple(minibatches) for role, minibatches in raw.pop("updates").items()},
             **raw,
         )
         if entry.digests.step != digest:
-            raise PreceptorError(
-                f"ledger entry of step {entry.step} is damaged: its digest is {digest}, its parts give {entry.digests.step}"
-            )
+            raise ValueError(f"its digest is {digest}, its parts give {entry.digests.step}")
         return entry
 
 
@@ -118,16 +132,17 @@ class SupervisedEntry:
 
     step: int
     """From 1."""
+    digest: str
+    """sha256 of the master weights after the step where the run is deterministic, empty elsewhere."""
     metrics: dict[str, float]
 
     def to_json(self) -> bytes:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True).encode()
+        return _sealed(asdict(self))
 
     @staticmethod
     def from_json(data: bytes) -> SupervisedEntry:
-        raw = json.loads(data)
-        assert raw.pop("format") == FORMAT
-        return SupervisedEntry(**raw)
+        """Raises ValueError, TypeError or KeyError for anything but what `to_json` wrote."""
+        return SupervisedEntry(**_unsealed(data))
 
 
 Entry = TypeVar("Entry", LedgerEntry, SupervisedEntry)
@@ -144,21 +159,59 @@ class Ledger(Generic[Entry]):
         return self._folder / f"{step:08d}.json"
 
     def commit(self, entry: Entry) -> None:
-        """Makes the step count. Raises UserError where another driver has committed it."""
+        """Makes the step count. Raises PreceptorError where another driver has committed it."""
         try:
             create_only(self._path(entry.step), entry.to_json())
         except FileExistsError:
-            raise UserError(
-                f"step {entry.step} of {self._folder.parent} is committed already: another driver works on this run directory; this one stops"
+            raise PreceptorError(
+                f"step {entry.step} of {self._folder.parent} is committed already: another driver works on this run directory; this one "
+                "stops and changes nothing"
             ) from None
 
     def read(self, step: int) -> Entry:
-        return self._entry_type.from_json(self._path(step).read_bytes())
+        """Raises PreceptorError, naming the file, where it is missing or damaged."""
+        path = self._path(step)
+        try:
+            entry = self._entry_type.from_json(path.read_bytes())
+            if entry.step != step:
+                raise ValueError(f"it speaks of step {entry.step}")
+        except OSError as error:
+            raise PreceptorError(f"ledger entry {path} can't be read: {error.strerror}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise PreceptorError(f"ledger entry {path} is damaged: {error}. Put it back from a copy of the run") from error
+        return entry
 
     def last_step(self) -> int:
         """Newest committed step, 0 where there is none. A gap is an error: something was deleted."""
-        steps = sorted(int(path.stem) for path in self._folder.glob("[0-9]*.json"))
+        names = [path.name for path in self._folder.glob("*.json")]
+        steps = sorted(int(name.removesuffix(".json")) for name in names if ENTRY_NAME.fullmatch(name))
         if steps != list(range(1, len(steps) + 1)):
             missing = sorted(set(range(1, steps[-1] + 1)) - set(steps))
-            raise UserError(f"{self._folder} lacks the steps {missing[:5]}; a run can't be resumed over a gap")
+            raise PreceptorError(f"{self._folder} lacks the steps {missing[:5]}; a run can't be resumed over a gap")
         return len(steps)
+
+
+def _sealed(fields: dict[str, Any]) -> bytes:
+    """JSON with a checksum of itself, so that damage shows."""
+    fields = {"format": FORMAT, **fields}
+    return json.dumps({**fields, "checksum": _checksum(fields)}, indent=1, sort_keys=True).encode()
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    fields = json.loads(data)
+    if not isinstance(fields, dict):
+        raise TypeError("it is no JSON object")
+    if fields.get("format") != FORMAT:
+        raise ValueError(f"it has format {fields.get('format')!r}, this version reads {FORMAT}")
+    if fields.pop("checksum", None) != _checksum(fields):
+        raise ValueError("its checksum is not that of its content")
+    del fields["format"]
+    return fields
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

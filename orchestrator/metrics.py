@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from actors.role import Role
 from actors.tasks import Busy, UpdateReport
 
 if TYPE_CHECKING:
+    from actors.group import Group, Waiter
     from orchestrator.ppo_step import Collected, Timeline
 
 
@@ -19,7 +21,8 @@ def step_metrics(collected: Collected, timeline: Timeline) -> dict[str, float]:
     """What can be said of a step's trajectories.
 
     Units: `kl` nats per trajectory (k1 summed over its tokens), `score` and `reward/*` as the sources give them, `response_tokens` per
-    answer, `tokens_per_s` generated tokens over the seconds of the phase `generate`.
+    answer, `tokens_per_s` generated tokens over the seconds of the phase `generate`, `busy_s/*` seconds in which any rank of the
+    role worked.
     """
     summaries = [summary for wave in collected.summaries for summary in wave]
     scores = [score for s in summaries for score in s.scores]
@@ -40,6 +43,8 @@ def step_metrics(collected: Collected, timeline: Timeline) -> dict[str, float]:
         "tokens_per_s": generated / max(timeline.phases["generate"], 1e-9),
         "idle_frac": idle_frac([busy for _, busy in timeline.busy]),
     }
+    for role in sorted({role for role, _ in timeline.busy}):
+        metrics[f"busy_s/{role}"] = covered_s([busy for of, busy in timeline.busy if of == role])
     num_sources = len(summaries[0].source_scores)
     for source in range(num_sources):
         metrics[f"reward/{source}"] = mean([score for s in summaries for score in s.source_scores[source]])
@@ -73,14 +78,24 @@ def _merge(name: str, values: Sequence[float]) -> float:
     return max(values) if name.startswith("max_") else sum(values)
 
 
+def peak_memory(groups: Mapping[str, Group], waiter: Waiter) -> dict[str, float]:
+    """`peak_memory_bytes/<role>`: of the rank that has needed most so far; resident memory on CPU, the allocator's on GPU."""
+    calls = {role: group.call(Role.peak_memory_bytes) for role, group in groups.items()}
+    return {f"peak_memory_bytes/{role}": float(max(waiter.wait(of_role))) for role, of_role in calls.items()}
+
+
+def covered_s(intervals: Sequence[Busy]) -> float:
+    """Seconds that lie in at least one of the intervals."""
+    covered, reach = 0.0, float("-inf")
+    for start, end in sorted((busy.started, busy.started + busy.seconds) for busy in intervals):
+        covered += max(0.0, end - max(start, reach))
+        reach = max(reach, end)
+    return covered
+
+
 def idle_frac(intervals: Sequence[Busy]) -> float:
     """Share of the time from the first start to the last end in which no group works."""
     if not intervals:
         return 0.0
-    ordered = sorted((busy.started, busy.started + busy.seconds) for busy in intervals)
-    covered, reach = 0.0, ordered[0][0]
-    for start, end in ordered:
-        covered += max(0.0, end - max(start, reach))
-        reach = max(reach, end)
-    total = reach - ordered[0][0]
-    return 1.0 - covered / total if total > 0 else 0.0
+    total = max(busy.started + busy.seconds for busy in intervals) - min(busy.started for busy in intervals)
+    return max(0.0, 1.0 - covered_s(intervals) / total) if total > 0 else 0.0

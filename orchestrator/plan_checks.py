@@ -90,7 +90,8 @@ def _threads(sections: Sections, cores: int | None) -> Iterator[Problem]:
 
 def _too_many_threads(key: str, given: int | None, num_ranks: int, cores: int | None) -> Iterator[Problem]:
     if given and cores and given > max(1, cores // num_ranks):
-        yield _problem(key, given, f"at most {max(1, cores // num_ranks)}: {num_ranks} ranks share {cores} cores")
+        ranks = "1 rank has" if num_ranks == 1 else f"{num_ranks} ranks share"
+        yield _problem(key, given, f"at most {max(1, cores // num_ranks)}: {ranks} {cores} cores")
 
 
 def _engines(config: PPOStage, plan: PPOPlan, cores: int | None) -> Iterator[Problem]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.algorithms.kl_controller import AdaptiveKLController, FixedKLController
@@ -17,7 +17,7 @@ from configs.schema.ppo import AdaptiveKLConfig, KLConfig, PPOStage
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.launch import Launched
 from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, digest_of
-from orchestrator.metrics import minibatch_metrics, step_metrics, whole_minibatches
+from orchestrator.metrics import minibatch_metrics, peak_memory, step_metrics, whole_minibatches
 from orchestrator.plan_records import PPOPlan
 from orchestrator.ppo_step import Collected, PPOStep, Timeline
 from orchestrator.progress import Progress
@@ -60,6 +60,7 @@ class PPOLoop:
         exact = (config.cluster.device, config.policy.engine.dtype, config.rollout.dtype) == ("cpu", "fp32", "fp32")
         self.sync = WeightSync(config.weight_sync, plan, launched, exact=exact)
         self.position = Position(step=0, kl=kl_controller(config.ppo.kl))
+        self.stepping = False
         self.stop_requested = False
 
     def run(self) -> None:
@@ -68,6 +69,7 @@ class PPOLoop:
         with self.progress.phase("weight sync, proved by a drill"):
             self.sync.connect()
             self.sync.start(policy_version=self.position.step)
+        self.stepping = True
         while self.position.step < self.config.ppo.steps and not self.stop_requested:
             self.waiter.step = self.position.step + 1
             entry = self._step(self.position.step + 1)
@@ -82,17 +84,16 @@ class PPOLoop:
     def _take_up(self) -> None:
         """Weights of the newest whole checkpoint, then the updates of the committed steps after it, from their stored trajectories."""
         last = self.ledger.last_step()
-        usable = [step for step in self.checkpoints.steps() if step <= last]
-        start = usable[-1] if usable else 0
+        start = self.checkpoints.newest(last, self.progress.note)
         if start:
             with self.progress.phase(f"loading the checkpoint of step {start}"):
-                self.checkpoints.state(start)
                 folder = str(self.checkpoints.folder(start))
                 self.waiter.wait([call for role in TRAINED for call in self.groups[role].call(Trainer.load, folder)])
         for step in range(start + 1, last + 1):
             self.waiter.step = step
             with self.progress.phase(f"replaying step {step} from its trajectories"):
                 self._replay(self.ledger.read(step))
+        self.waiter.step = None
         if last:
             self.position.step = last
             self.position.kl.load(self.ledger.read(last).kl_controller)
@@ -130,6 +131,7 @@ class PPOLoop:
         for role, minibatches in updates.items():
             metrics |= minibatch_metrics(role, minibatches)
         metrics |= synced.metrics()
+        metrics |= peak_memory(self.groups, self.waiter)
         metrics["kl_coef"] = kl_coef
         return LedgerEntry(
             step=step,
@@ -139,7 +141,8 @@ class PPOLoop:
             kl_coef=kl_coef,
             kl_controller=self.position.kl.state(),
             trajectory_files=tuple(
-                tuple(f"trajectories/{step:08d}/{summary.file.name}" for summary in wave) for wave in collected.summaries
+                tuple(replace(summary.file, name=f"{trajectory_folder(step)}/{summary.file.name}") for summary in wave)
+                for wave in collected.summaries
             ),
             digests=experience_digests(collected.waves, collected.summaries, policy_digest, critic_digest),
             updates=updates,
@@ -172,6 +175,7 @@ class PPOLoop:
     def _commit(self, entry: LedgerEntry) -> None:
         self.ledger.commit(entry)
         self.position.step = entry.step
+        remove_others(self.run_dir / trajectory_folder(entry.step), entry)
         if entry.step % self.config.run.checkpoint_every == 0:
             self._checkpoint()
 
@@ -189,6 +193,19 @@ class PPOLoop:
         with self.progress.phase("export"):
             folder = str(self.run_dir / "export")
             self.waiter.wait(self.groups["policy"].call(Trainer.export, folder, self.config.policy.model))
+
+
+def trajectory_folder(step: int) -> str:
+    """Of a step, under the run directory."""
+    return f"trajectories/{step:08d}"
+
+
+def remove_others(folder: Path, entry: LedgerEntry) -> None:
+    """Removes what attempts at a step that were not committed have left beside its trajectories."""
+    names = {Path(file.name).name for wave in entry.trajectory_files for file in wave}
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink()
 
 
 def experience_digests(waves: Sequence, summaries: Sequence[Sequence[ExperienceSummary]], policy: str, critic: str) -> StepDigests:

@@ -103,7 +103,7 @@ class PPOStep:
         self.groups: dict[str, Group] = launched.groups
         self.waiter = launched.waiter
         self.num_prompts = num_prompts
-        self.reward_functions = sorted(name for name in plan.roles if name.startswith("reward_function_"))
+        self.reward_functions = [f"reward_function_{number}" for number in range(len(config.reward.functions))]
 
     # -- prompts ─► rollout.generate ─► trajectories
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +35,13 @@ SHOWN = {
 """Metric -> its name and format in a step's line. The others are in the ledger."""
 
 
+class _Console(Console):
+    """Goes silent when its reader has left (`| head`, a lost terminal): a run does not end for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Progress:
     """The run's own lines.
 
@@ -54,7 +61,7 @@ class Progress:
         sys.stdout.flush()
         # the real stdout, whatever fd 1 becomes
         self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-        self._console = Console(file=self._stream, highlight=False, soft_wrap=not self._stream.isatty())
+        self._console = _Console(file=self._stream, highlight=False, soft_wrap=not self._stream.isatty())
         if self._console.is_terminal:
             self._live = Live(
                 console=self._console,
@@ -72,7 +79,9 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        self._stream.close()
+        # what could not be shown to a reader that has left is still in the buffer
+        with suppress(OSError):
+            self._stream.close()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -112,7 +121,10 @@ class Progress:
             yield
 
     def _print(self, text: str) -> None:
-        self._console.print(Text(text))
+        try:
+            self._console.print(Text(text))
+        except OSError:
+            self._console.quiet = True
 
     def _time_left(self) -> str:
         if self._step >= self._total or self._mean_s is None:
@@ -134,9 +146,9 @@ def _step_line(step: int, total: int, metrics: Mapping[str, float], time_left: s
 
 def duration(seconds: float) -> str:
     """`42 s`, `3 min`, `2 h 05 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = math.ceil(seconds / 60)
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
+    minutes = math.ceil(round(seconds) / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 

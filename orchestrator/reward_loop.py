@@ -18,7 +18,7 @@ from orchestrator.batching import Balancer, lockstep, pack, permutation
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.launch import Launched
 from orchestrator.ledger import Ledger, SupervisedEntry
-from orchestrator.metrics import whole_minibatches
+from orchestrator.metrics import peak_memory, whole_minibatches
 from orchestrator.progress import Progress
 
 EXPORT = "export"
@@ -33,7 +33,7 @@ class RewardLoop:
         self.waiter = launched.waiter
         self.run_dir = run_dir
         self.progress = progress
-        report: RankingReport = launched.reports["reward"][0]
+        report: RankingReport = self.waiter.wait([self.group.call_rank(0, RewardTrainer.rankings)])[0]
         self.lengths = report.lengths
         self.num_train = report.num_train
         self.ledger = Ledger(run_dir, SupervisedEntry)
@@ -41,6 +41,7 @@ class RewardLoop:
         self.steps_per_epoch = -(-report.num_train // config.training.groups_per_step)
         self.total_steps = config.training.epochs * self.steps_per_epoch
         self.step = 0
+        self.stepping = False
         self.stop_requested = False
 
     @property
@@ -51,6 +52,7 @@ class RewardLoop:
         """From wherever the run directory stands to the export."""
         committed = self.ledger.last_step()
         self._take_up(committed)
+        self.stepping = True
         while not self.finished and not self.stop_requested:
             self.waiter.step = self.step + 1
             entry = self._step(self.step + 1)
@@ -60,28 +62,36 @@ class RewardLoop:
         if self.finished:
             with self.progress.phase("evaluation and export"):
                 evaluation = evaluate(self.group, self.waiter, self.config, self.lengths, self.num_train)
-                self.waiter.wait(self.group.call(RewardTrainer.export_evaluated, str(self.run_dir / EXPORT), evaluation))
+                export_evaluated(self.group, self.waiter, str(self.run_dir / EXPORT), evaluation)
             self.progress.note(described(evaluation))
 
     def _take_up(self, committed: int) -> None:
         """Weights of the newest whole checkpoint. Steps committed after it are computed again: they depend on nothing but the data."""
-        usable = [step for step in self.checkpoints.steps() if step <= committed]
-        if usable:
-            self.step = usable[-1]
+        self.step = self.checkpoints.newest(committed, self.progress.note)
+        if self.step:
             with self.progress.phase(f"loading the checkpoint of step {self.step}"):
-                self.checkpoints.state(self.step)
                 self.waiter.wait(self.group.call(RewardTrainer.load, str(self.checkpoints.folder(self.step))))
 
     def _step(self, step: int) -> SupervisedEntry:
         reports: list[UpdateReport] = self.waiter.wait(self.group.call_each(RewardTrainer.update, [(s,) for s in self._shards(step)]))
         metrics = whole_minibatches(reports)[0]
         metrics["tokens_per_s"] = sum(self.lengths[i] for i in self._groups_of(step)) / max(r.busy.seconds for r in reports)
+        metrics |= peak_memory({"reward": self.group}, self.waiter)
         last = step == self.total_steps
         if step % self.config.training.evaluate_every == 0 and not last:
             evaluation = evaluate(self.group, self.waiter, self.config, self.lengths, self.num_train)
             metrics |= {"held_out/pair_accuracy": evaluation.pair_accuracy, "held_out/ece": evaluation.ece}
             self.progress.note(described(evaluation))
-        return SupervisedEntry(step=step, metrics=metrics)
+        return SupervisedEntry(step=step, digest=self._digest(), metrics=metrics)
+
+    def _digest(self) -> str:
+        """Of the master weights. Where bits are not promised they are not hashed."""
+        if not self.config.run.deterministic:
+            return ""
+        digests = self.waiter.wait(self.group.call(RewardTrainer.digest))
+        if len(set(digests)) != 1:
+            raise PreceptorError(f"the ranks of reward hold different weights: {digests}")
+        return str(digests[0])
 
     def _groups_of(self, step: int) -> list[int]:
         """Ranked groups of a step (from 1): each once per epoch, in a seeded order."""
@@ -107,9 +117,10 @@ class RewardLoop:
     def _commit(self, entry: SupervisedEntry, *, again: bool) -> None:
         if not again:
             self.ledger.commit(entry)
-        elif self.config.run.deterministic and self.ledger.read(entry.step).metrics["loss"] != entry.metrics["loss"]:
+        elif self.ledger.read(entry.step).digest != entry.digest:
             raise PreceptorError(
-                f"step {entry.step}, computed again after the resume, gave another loss than the ledger's: run.deterministic promises the same"
+                f"step {entry.step}, computed again after the resume, gave other weights than the ledger's: run.deterministic promises the "
+                "same. Was the run resumed on another kind of machine, or with other threads?"
             )
         self.step = entry.step
         if entry.step % self.config.run.checkpoint_every == 0:
@@ -137,6 +148,11 @@ def evaluate(group: Group, waiter: Waiter, config: RewardStage, lengths: Sequenc
     parts = waiter.wait(group.call_each(RewardTrainer.evaluate, [(micro_batches,) for micro_batches in shards]))
     result: RewardEvaluation = waiter.wait([group.call_rank(0, RewardTrainer.summarise, parts)])[0]
     return result
+
+
+def export_evaluated(group: Group, waiter: Waiter, folder: str, evaluation: RewardEvaluation) -> None:
+    """Writes the model as a Hugging Face folder, and its evaluation last: PPO takes no reward model without it."""
+    waiter.wait(group.call(RewardTrainer.export_evaluated, folder, evaluation))
 
 
 def described(evaluation: RewardEvaluation) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -23,12 +21,15 @@ from actors.rollout import Rollout, engine_environment
 from configs.schema.ppo import PPOStage
 from configs.schema.reward import RewardStage
 from orchestrator.launch import Launched, RoleSpec, machine_of, start_ray
+from orchestrator.leftovers import nothing_left
 from orchestrator.machine import local_machine
 from orchestrator.plan import Plan, make_plan
 from orchestrator.plan_records import PPOPlan, RewardPlan
 from orchestrator.ppo_loop import PPOLoop
 from orchestrator.progress import Progress
 from orchestrator.reward_loop import RewardLoop
+from orchestrator.run_dir import same_data
+from orchestrator.signals import interruptible, stop_between_steps, undisturbed
 
 
 def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Callable[[Plan], None]) -> bool:
@@ -38,10 +39,11 @@ def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Calla
         with progress.phase("checking data and models"):
             facts: PromptFacts = in_cluster(check_ppo, config, timeout_s=config.cluster.start_timeout_s)
         progress.note(f"{facts.num_prompts} prompts, longest {facts.longest_tokens} tokens, {facts.num_dropped} left out for length")
+        same_data(run_dir, facts.fingerprint, config.data.path)
         on_ready(plan)
         with launched_roles(config, plan, ppo_roles(config, plan), run_dir, progress) as launched:
             loop = PPOLoop(config, plan, launched, run_dir, facts.num_prompts, progress)
-            with stop_on_signal(loop, progress):
+            with stop_between_steps(loop, progress):
                 loop.run()
             return not loop.stop_requested or loop.position.step == config.ppo.steps
 
@@ -53,11 +55,12 @@ def run_reward(config: RewardStage, run_dir: Path, progress: Progress, on_ready:
         with progress.phase("checking data and model"):
             facts: RankingFacts = in_cluster(check_reward, config, timeout_s=config.cluster.start_timeout_s)
         progress.note(f"{facts.num_groups} ranked groups to train on, {facts.num_held_out} held out")
+        same_data(run_dir, facts.fingerprint, config.data.path)
         on_ready(plan)
         specs = {"reward": RoleSpec(role_class=RewardTrainer, args=(config,))}
         with launched_roles(config, plan, specs, run_dir, progress) as launched:
             loop = RewardLoop(config, launched, run_dir, progress)
-            with stop_on_signal(loop, progress):
+            with stop_between_steps(loop, progress):
                 loop.run()
             return loop.finished
 
@@ -95,18 +98,23 @@ def ppo_roles(config: PPOStage, plan: PPOPlan) -> dict[str, RoleSpec]:
 @contextmanager
 def ray_for(config: PPOStage | RewardStage, progress: Progress) -> Iterator[Plan]:
     """Ray started or joined, and the plan for what it has. Ray of this machine alone ends with the context, and all its actors with it."""
-    if config.cluster.address is None:
-        plan = make_plan(config, local_machine())
-        with progress.phase("starting Ray"):
-            start_ray(config.cluster, plan)
-    else:
-        with progress.phase(f"joining Ray at {config.cluster.address}"):
-            start_ray(config.cluster, make_plan(config, None))
-        plan = make_plan(config, machine_of(config.cluster))
-    try:
-        yield plan
-    finally:
-        ray.shutdown()
+    local = config.cluster.address is None
+    with nothing_left() if local else nullcontext():
+        try:
+            if local:
+                plan = make_plan(config, local_machine())
+                with progress.phase("starting Ray"):
+                    start_ray(config.cluster, plan)
+            else:
+                with progress.phase(f"joining Ray at {config.cluster.address}"):
+                    start_ray(config.cluster, make_plan(config, None))
+                plan = make_plan(config, machine_of(config.cluster))
+            # Ray has put its own handler for SIGTERM in place of ours
+            with interruptible():
+                yield plan
+        finally:
+            with undisturbed():
+                ray.shutdown()
 
 
 @contextmanager
@@ -114,14 +122,15 @@ def launched_roles(
     config: PPOStage | RewardStage, plan: Plan, specs: dict[str, RoleSpec], run_dir: Path, progress: Progress
 ) -> Iterator[Launched]:
     """Every role placed, loaded and connected; all of them ended with the context."""
-    launched = Launched(config.cluster, config.run)
+    launched = Launched(config.cluster, config.run, run_dir)
     try:
         with progress.phase("loading " + ", ".join(plan.roles)):
-            launched.spawn(plan, specs, run_dir)
+            launched.spawn(plan, specs)
             launched.load({name: specs[name].role_class.start for name in plan.roles})
         yield launched
     finally:
-        launched.stop()
+        with undisturbed():
+            launched.stop()
 
 
 def in_cluster(function: Callable[..., Any], *args: Any, timeout_s: float) -> Any:
@@ -135,21 +144,5 @@ def in_cluster(function: Callable[..., Any], *args: Any, timeout_s: float) -> An
         raise RoleFailed("preflight", 0, None, f"{type(error.cause).__name__}: {error.cause}") from error
     except ray.exceptions.GetTimeoutError as error:
         raise RoleFailed("preflight", 0, None, f"{function.__name__} did not answer within {timeout_s:g} s") from error
-
-
-@contextmanager
-def stop_on_signal(loop: PPOLoop | RewardLoop, progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the run after this step, with a checkpoint; the second at once."""
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if loop.stop_requested:
-            raise KeyboardInterrupt
-        loop.stop_requested = True
-        progress.note(f"{signal.Signals(number).name}: stopping after this step with a checkpoint; once more stops at once")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
+    except ray.exceptions.RayError as error:
+        raise RoleFailed("preflight", 0, None, f"{type(error).__name__}: {error}") from error

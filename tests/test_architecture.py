@@ -35,10 +35,11 @@ OWNERS = {
     "deepspeed": {"actors/engine/**"},
     "ray": {
         "actors/group.py",
+        "actors/policy.py",  # the handles of the engines that it sends to
         "actors/role.py",
         "actors/weight_sync/**",
         "orchestrator/launch.py",
-        "orchestrator/supervise.py",
+        "orchestrator/stages.py",
     },
     "vllm": {"actors/rollout_backend.py", "actors/weight_sync/**"},
 }

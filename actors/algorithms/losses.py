@@ -153,11 +153,13 @@ def value_loss(
     weights = loss_mask.to(torch.float32) / _require_count(global_count)
     value, old, target = _select(loss_mask, values, old_values.detach(), returns.detach())
     error = (value - target).square()
-    worst = error
+    worst, clipped = error, torch.zeros_like(loss_mask)
     if clip is not None:
         worst = torch.maximum(error, (old + (value - old).clamp(-clip, clip) - target).square())
+        # within the range both terms are the same but for their rounding, which clips nothing
+        clipped = (worst > error) & ((value - old).abs() > clip)
     loss = 0.5 * (worst * weights).sum()
-    means = {"value": value, "return": target, "squared_error": error, "value_clip_frac": worst > error}
+    means = {"value": value, "return": target, "squared_error": error, "value_clip_frac": clipped}
     return loss, {name: (x.detach() * weights).sum() for name, x in means.items()}
 
 

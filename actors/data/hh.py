@@ -39,7 +39,7 @@ def parse_dialogue(text: str, where: str) -> list[Message]:
             messages.append({"role": role, "content": content.strip()})
     if messages[-1]["role"] != "assistant":
         raise UserError(
-            f"{where}: a dialogue must end with an answer ('\\n\\nAssistant: ...'), its last turn is {text[-40:]!r}"
+            f"{where}: a dialogue must end with an answer ('\\n\\nAssistant: ...'), it ends with {text[-40:]!r}"
         )
     return messages
 

@@ -34,7 +34,10 @@ def _lists(data: Tensor, cu_lengths: Tensor) -> pa.ListArray:
 def write_experience(
     path: Path, indices: Sequence[int], experience: Experience, texts: Sequence[tuple[str, str]]
 ) -> WrittenFile:
-    """Writes the trajectories, which are number `indices` of their wave, whole or not at all. `texts`: prompt and response of each, to be read by people."""
+    """Writes the trajectories, which are number `indices` of their wave, whole or not at all. `texts`: prompt and response, for people.
+
+    The file's name gets the digest of its content: another attempt at the same step never overwrites what a ledger entry names.
+    """
     trajectories = experience.trajectories
     cu_lengths = trajectories.cu_lengths
     spans = [
@@ -60,22 +63,42 @@ def write_experience(
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     data = buffer.getvalue()
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = path.with_stem(f"{path.stem}-{sha256[:12]}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".new")
-    whole.write_bytes(data)
-    os.replace(whole, path)
-    return WrittenFile(name=path.name, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
+    new = path.with_suffix(f".new-{os.getpid()}")
+    new.write_bytes(data)
+    os.replace(new, path)
+    return WrittenFile(name=path.name, sha256=sha256, num_bytes=len(data))
+
+
+def check_files(folder: Path, files: Sequence[WrittenFile]) -> list[Path]:
+    """Paths of the files, named under `folder`, all found to be as they were written.
+
+    Raises:
+        PreceptorError: naming a file that is missing or damaged.
+    """
+    paths = []
+    for file in files:
+        path = folder / file.name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise PreceptorError(
+                f"{path} can't be read ({error.strerror}): the step can't be replayed without its trajectories"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise PreceptorError(f"{path} is damaged: its content is not what the ledger says; the step can't be replayed from it")
+        paths.append(path)
+    return paths
 
 
 def read_experience(paths: Sequence[Path], indices: Sequence[int]) -> Experience:
     """The trajectories `indices` of a wave, in that order, from all files of the wave.
 
     Raises:
-        PreceptorError: where a file or a trajectory is missing.
+        PreceptorError: where a trajectory is in none of them.
     """
-    for path in paths:
-        if not path.exists():
-            raise PreceptorError(f"{path} is missing: the step can't be replayed without its trajectories")
     table = pa.concat_tables([pq.read_table(path) for path in paths])
     places = {index: place for place, index in enumerate(table["index"].to_pylist())}
     if missing := [index for index in indices if index not in places]:

@@ -34,7 +34,9 @@ def join_process_group(context: RankContext) -> None:
         )
     joined = (dist.get_rank(), dist.get_world_size())
     if joined != (context.rank, context.world_size):
-        raise RuntimeError(f"{context.role} joined as rank {joined[0]} of {joined[1]}, not {context.rank} of {context.world_size}")
+        raise RuntimeError(
+            f"{context.role} joined as rank {joined[0]} of {joined[1]}, not {context.rank} of {context.world_size}"
+        )
 
 
 def device_of(context: RankContext) -> torch.device:

@@ -25,7 +25,8 @@ from actors.context import RankContext
 from actors.engine.distributed import device_of, join_process_group
 from actors.engine.export import write_folder
 from actors.engine.optimizer_states import OptimizerStates
-from actors.engine.perturbation import perturb, restore
+from actors.engine.packing import check_packing
+from actors.engine.perturbation import Kept, perturb, restore
 from actors.engine.residence import Residence
 from actors.engine.sharding import DTYPES, deepspeed_config, full_shape, gathered
 from actors.engine.state_files import StateFile, read_states, write_states
@@ -54,13 +55,14 @@ class Engine:
         self._dtype = DTYPES[engine.dtype]
         self._runner: Any = module
         self._states: OptimizerStates | None = None
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        self._kept: Kept | None = None
         if optimizer is None and engine.zero_stage == 0:
-            module.to(self._device, self._dtype).requires_grad_(False)
+            module.to(self._device).requires_grad_(False)
         else:
             self._start_deepspeed()
         self._residence = Residence(self._runner, self._states, stage=engine.zero_stage, device=self._device)
         self._runner.eval()
+        check_packing(module, lambda batch: self.forward(batch, **module.plain_forward))
 
     def _start_deepspeed(self) -> None:
         config = deepspeed_config(self._config, self._optimizer_config, device=self._context.device)
@@ -99,7 +101,11 @@ class Engine:
         totals: dict[str, Tensor] = {}
         for index, batch in enumerate(micro_batches):
             outputs = self._runner(self._to_device(batch), **forward_kwargs)
-            loss, metrics = (nothing(outputs), {}) if batch.num_sequences == 0 else loss_fn(index, outputs)
+            loss, metrics = nothing(outputs), dict[str, Tensor]()
+            if batch.num_sequences > 0:
+                contribution, metrics = loss_fn(index, outputs)
+                # ZeRO-3 waits for ranks whose backward runs through other outputs: each runs through all of them on every rank.
+                loss = loss + contribution
             # DeepSpeed averages over ranks; its own accumulation count is 1, whatever the number of micro-batches.
             self._runner.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             self._runner.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
@@ -189,9 +195,7 @@ class Engine:
         """Writes a Hugging Face folder, weights in the engine's dtype, with the tokenizer of the model `tokenizer_from`; rank 0 writes."""
         tensors = self.iter_full_parameters()
         if self._context.rank == 0:
-            write_folder(
-                Path(folder), self._module.model, tensors, dtype=self._dtype, tokenizer_from=tokenizer_from
-            )
+            write_folder(Path(folder), self._module.model, tensors, dtype=self._dtype, tokenizer_from=tokenizer_from)
         else:
             for _ in tensors:
                 pass
@@ -246,7 +250,9 @@ def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps
+    )
 
 
 def gather_groups(parameters: dict[str, nn.Parameter], max_bytes: int) -> Iterator[dict[str, nn.Parameter]]:

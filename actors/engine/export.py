@@ -40,7 +40,7 @@ class FolderWriter:
         if len(self._parts) == 1:
             self._parts[0][0].rename(self._folder / "model.safetensors")
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, (path, names) in enumerate(self._parts, start=1):
             final = f"model-{number:05d}-of-{len(self._parts):05d}.safetensors"
             path.rename(self._folder / final)

@@ -34,6 +34,7 @@ class OptimizerStates:
     def __init__(self, engine: Any) -> None:
         self._zero_stage: int = engine.zero_optimization_stage()
         self._optimizer = engine.optimizer
+        self._create()
 
     def master(self, parameter: nn.Parameter) -> Tensor:
         """The whole fp32 master weight."""
@@ -43,7 +44,6 @@ class OptimizerStates:
 
     def moment(self, parameter: nn.Parameter, key: str) -> Tensor:
         """Adam's whole fp32 moment `key`; zeros before the first step."""
-        self._create()
         if self._zero_stage == 0:
             return self._adam().state[parameter][key]
         return safe_get_full_optimizer_state(parameter, key)
@@ -59,7 +59,6 @@ class OptimizerStates:
 
     def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         """Replaces Adam's moment `key`. `value` is whole, and on every rank."""
-        self._create()
         if self._zero_stage == 0:
             self._adam().state[parameter][key].copy_(value)
         elif self._zero_stage == 3:
@@ -69,13 +68,11 @@ class OptimizerStates:
 
     def num_steps(self) -> int:
         """Adam's steps so far. All parameters step together, so there is one count."""
-        states = [self._adam().state.get(flat) for flat in self._flat_masters()]
-        counts = {int(state["step"]) if state else 0 for state in states}
+        counts = {int(self._adam().state[flat]["step"]) for flat in self._flat_masters()}
         assert len(counts) == 1, f"parameters have taken different numbers of steps: {counts}"
         return counts.pop()
 
     def set_num_steps(self, num_steps: int) -> None:
-        self._create()
         for flat in self._flat_masters():
             self._adam().state[flat]["step"].fill_(num_steps)
 
@@ -100,13 +97,16 @@ class OptimizerStates:
         return [tensor for group in self._adam().param_groups for tensor in group["params"]]
 
     def _create(self) -> None:
-        """Makes Adam's state as its first step would, where it has taken none."""
+        """Makes Adam's state as its first step would, so that it can be read and written from the start.
+
+        DeepSpeed would link it to parameters after the first parameter group's first step, when the other groups have none yet, and
+        their moments would stay out of reach.
+        """
         state = self._adam().state
-        fresh = [flat for flat in self._flat_masters() if not state.get(flat)]
-        for flat in fresh:
+        for flat in self._flat_masters():
             moments = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
             state[flat] = {"step": torch.tensor(0.0, dtype=torch.float32), **moments}
-        if fresh and self._zero_stage in (1, 2):
+        if self._zero_stage in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
 

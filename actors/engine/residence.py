@@ -51,9 +51,13 @@ class Residence:
 
     def _check_movable(self) -> None:
         if self._states is None and self._stage == 3:
-            raise UserError("a frozen model with engine.zero_stage 3 cannot leave its GPU; give it a group of its own, or zero_stage 0")
+            raise UserError(
+                "a frozen model with engine.zero_stage 3 cannot leave its GPU; give it a group of its own, or zero_stage 0"
+            )
         if self._states is not None and not self._states.movable:
-            raise UserError("engine.zero_stage 1 with dtype bf16 cannot leave its GPU; take zero_stage 2 or 3, or a group of its own")
+            raise UserError(
+                "engine.zero_stage 1 with dtype bf16 cannot leave its GPU; take zero_stage 2 or 3, or a group of its own"
+            )
 
     def _move_replicated(self, device: torch.device) -> None:
         self._runner.to(device)

@@ -72,7 +72,16 @@ def is_sharded(parameter: nn.Parameter) -> bool:
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
     """Shape of the whole parameter, gathered or not."""
-    return parameter.ds_shape if is_sharded(parameter) else parameter.shape
+    return vars(parameter)["ds_shape"] if is_sharded(parameter) else parameter.shape
+
+
+def release(parameter: nn.Parameter) -> None:
+    """Frees the whole value of a sharded parameter, so that the next use gathers the ranks' shares anew. Not collective.
+
+    ZeRO-3 keeps small parameters whole from one forward to the next: after a change of the shares they would be the old ones.
+    """
+    if is_sharded(parameter):
+        vars(parameter)["partition"]()
 
 
 @contextlib.contextmanager

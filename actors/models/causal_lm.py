@@ -5,6 +5,7 @@ Legend: `T` tokens of a packed batch, `N` of them chosen by the policy, `H` hidd
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,9 +34,7 @@ class LogprobHead(nn.Module):
         self.bias = head.bias
         self.chunk_tokens = chunk_tokens
 
-    def forward(
-        self, hidden: Tensor, targets: Tensor, temperature: float, with_entropy: bool
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies, float32 [N] each, from hidden states [N, H] and the tokens [N] that followed."""
         return token_logprobs(
             hidden,
@@ -50,6 +49,8 @@ class LogprobHead(nn.Module):
 
 class PolicyModule(WrappedModel):
     """Forward of the policy on one packed micro-batch."""
+
+    plain_forward: Mapping[str, Any] = {"temperature": 1.0, "with_entropy": False}
 
     def __init__(self, model: Any, chunk_tokens: int) -> None:
         super().__init__(model)

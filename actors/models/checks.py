@@ -87,7 +87,9 @@ def check_plain_logits(config: dict[str, Any], model: str) -> None:
     """
     for key, plain in LOGIT_SETTINGS.items():
         if config.get(key) not in plain:
-            raise UserError(f"{model}: config.json sets {key} = {config[key]}; models that change their logits are not supported")
+            raise UserError(
+                f"{model}: config.json sets {key} = {config[key]}; models that change their logits are not supported"
+            )
 
 
 def checkpoint_tensors(folder: Path) -> dict[str, Path]:

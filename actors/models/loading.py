@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import transformers
 from safetensors import safe_open
@@ -29,7 +28,9 @@ def read_config(folder: Path, **overrides: Any) -> Any:
     return config
 
 
-def load_model(auto_class: Any, folder: Path, config: Any, engine: EngineConfig, *, device: str) -> tuple[Any, set[str]]:
+def load_model(
+    auto_class: Any, folder: Path, config: Any, engine: EngineConfig, *, device: str
+) -> tuple[Any, set[str]]:
     """A model of `auto_class` with the weights of `folder`, and the names of parameters that the checkpoint lacks.
 
     Under ZeRO-3 each rank holds its share from the start, and one parameter at a time is whole while rank 0 reads it from disk (collective;
@@ -47,7 +48,9 @@ def load_model(auto_class: Any, folder: Path, config: Any, engine: EngineConfig,
     return model, set(report["missing_keys"])
 
 
-def _load_sharded(auto_class: Any, folder: Path, config: Any, engine: EngineConfig, *, device: str) -> tuple[Any, set[str]]:
+def _load_sharded(
+    auto_class: Any, folder: Path, config: Any, engine: EngineConfig, *, device: str
+) -> tuple[Any, set[str]]:
     assert dist.is_initialized(), "join_process_group comes before a sharded model is loaded"
     stored = checkpoint_tensors(folder)
     with no_init_weights(), sharded_construction(engine, device=device):
@@ -68,15 +71,16 @@ def _copy_from(file: Path, name: str, parameter: nn.Parameter) -> None:
     with safe_open(file, framework="pt") as tensors:
         value = tensors.get_tensor(name)
     if value.shape != parameter.shape:
-        raise UserError(f"{file}: {name} has shape {tuple(value.shape)}, the model's config says {tuple(parameter.shape)}")
+        raise UserError(
+            f"{file}: {name} has shape {tuple(value.shape)}, the model's config says {tuple(parameter.shape)}"
+        )
     parameter.data.copy_(value)
 
 
 def finish(model: Any, engine: EngineConfig) -> None:
-    """What every loaded model gets: activation checkpointing where it is asked for."""
+    """What every loaded model gets: no dropout module, activation checkpointing where it is asked for."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     if engine.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    torch.cuda.empty_cache()

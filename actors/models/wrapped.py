@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from actors.algorithms.records import PackedBatch
 
 class WrappedModel(nn.Module):
     """Holds a transformers model as `model`. Parameters keep the names of its checkpoint format."""
+
+    plain_forward: Mapping[str, Any] = {}
+    """Keyword arguments with which `forward` runs on a batch alone."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -74,6 +74,16 @@ class Engines:
         except ray.exceptions.RayError as error:
             raise SyncFailed(f"engine {engine}: {what}: {type(error).__name__}: {error}") from error
 
+    def died(self, call: ray.ObjectRef) -> bool:
+        """Whether a finished call ended with its engine's process."""
+        try:
+            ray.get(call, timeout=0)
+        except ray.exceptions.RayActorError:
+            return True
+        except ray.exceptions.RayError:
+            return False
+        return False
+
     def call(self, method: Callable[..., Any], *args: Any, deadline: Deadline) -> list[Any]:
         """`start` and `wait`."""
         return self.wait(self.start(method, *args), deadline, method.__name__)

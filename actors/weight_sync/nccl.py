@@ -10,6 +10,7 @@ Not run: NCCL itself, for want of a GPU. The same code runs on gloo in the tests
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from actors.weight_sync.bucket import Bucket
 from actors.weight_sync.channel import IN_FLIGHT, Channel, Deadline, Engines
 
 _POLL_S = 0.0005
+_BLAME_S = 5.0
+_BROADCAST = "the broadcast of a bucket"
 _GREETING = 0x5EED
 """What the sender broadcasts first: an engine that receives anything else is in the wrong group."""
 
@@ -83,6 +86,13 @@ class BroadcastGroup:
         work.wait()
         return tensor
 
+    def close(self) -> None:
+        """Ends the group without waiting for broadcasts under way: a thread of its own does, which holds the last reference."""
+        # no name for the group here: were this frame the last to hold it, freeing it would wait for what is under way
+        thread = threading.Thread(target=_abort, args=(self._group,), name="close-broadcast-group", daemon=True)
+        self._group = None
+        thread.start()
+
     def greet(self) -> None:
         """A worker's first receive. SyncFailed where it is not the sender's greeting."""
         got = int(self.receive(8).view(torch.int64))
@@ -90,6 +100,10 @@ class BroadcastGroup:
             raise SyncFailed(
                 f"the broadcast group's greeting is {got:#x}, not {_GREETING:#x}: another sender holds the address"
             )
+
+
+def _abort(group: Any) -> None:
+    group.abort()
 
 
 class NcclChannel(Channel):
@@ -146,6 +160,7 @@ class NcclChannel(Channel):
         try:
             self._send(payload, calls, deadline)
         except RuntimeError as error:  # what torch raises where a peer is gone
+            self._blame(calls, deadline)
             raise SyncFailed(f"the broadcast of bucket {bucket.index} failed: {error}") from error
 
     def drain(self, deadline: Deadline) -> None:
@@ -154,18 +169,26 @@ class NcclChannel(Channel):
 
     def close(self) -> None:
         self._in_flight.clear()
-        self._group = None
+        if self._group is not None:
+            self._group.close()
+            self._group = None
 
     def _send(self, tensor: Tensor, calls: list[ray.ObjectRef], deadline: Deadline) -> None:
         """Broadcasts; gives up where an engine's call ends in an error, since its worker then never joins the broadcast."""
         assert self._group is not None, "connect comes first"
         work = self._group.broadcast(tensor)
         while not work.is_completed():
-            deadline.left("the broadcast of a bucket")
+            deadline.left(_BROADCAST)
             done, _ = ray.wait(calls, num_returns=len(calls), timeout=_POLL_S)
             for call in done:
-                self.engines.check(call, calls.index(call), "the broadcast of a bucket")
+                self.engines.check(call, calls.index(call), _BROADCAST)
         work.wait()
+
+    def _blame(self, calls: list[ray.ObjectRef], deadline: Deadline) -> None:
+        """SyncFailed that names the engine behind a failed broadcast, if its call ends within a moment; first those that died."""
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=min(_BLAME_S, deadline.left(_BROADCAST)))
+        for call in sorted(done, key=lambda call: not self.engines.died(call)):
+            self.engines.check(call, calls.index(call), _BROADCAST)
 
     def _wait_oldest(self, deadline: Deadline) -> None:
         self.engines.wait(self._in_flight.popleft(), deadline, Rollout.load_bucket.__name__)

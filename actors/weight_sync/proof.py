@@ -75,8 +75,9 @@ def probe_gap(trajectories: Trajectories, policy_logprobs: Tensor, indices: Sequ
     if not bool(mask.any()):
         return ProbeReport(num_tokens=0, max_gap=0.0, max_gap_scaled=0.0, mean_gap=0.0, worst="none")
     vllm, policy = chosen.rollout_logprobs[mask].double(), policy_logprobs.detach().cpu()[mask].double()
-    gap = (vllm - policy).abs().nan_to_num(nan=torch.inf)
-    scaled = (gap / policy.abs().clamp(min=1)).nan_to_num(nan=torch.inf)
+    finite = vllm.isfinite() & policy.isfinite()
+    gap = torch.where(finite, (vllm - policy).abs(), torch.inf)
+    scaled = torch.where(finite, gap / policy.abs().clamp(min=1), torch.inf)
     worst = int(scaled.argmax())
     place = int(mask.nonzero()[worst])
     bounds = cumulative(chosen.lengths)

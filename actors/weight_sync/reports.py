@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from actors.errors import SyncFailed
 
 DRILL_CONTRAST = 3.0
-"""The drill's perturbed weights must move the answers by at least this many tolerances, or agreement would prove nothing."""
+"""The drill's perturbed weights must move the answers by at least this many times the gap that remains, or agreement would prove nothing."""
+DRILL_FLOOR = 1e-4
+"""The least gap that counts as remaining, in nats: a sync that changed next to nothing proves nothing, however exact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +116,16 @@ def check_probe(report: ProbeReport, tolerance: float) -> None:
 def check_drill(with_perturbed: ProbeReport, with_real: ProbeReport, tolerance: float) -> None:
     """Judges the drill: the engine answered with perturbed weights; the policy scored these answers with both sets of weights.
 
-    Raises SyncFailed unless the perturbed policy agrees within `tolerance` and the real one is at least `DRILL_CONTRAST` tolerances
-    away: without that contrast an engine that ignored the sync would have agreed as well.
+    Raises SyncFailed unless the perturbed policy agrees within `tolerance` and the real one is, in the mean over tokens, at least
+    `DRILL_CONTRAST` times as far away: without that contrast an engine that ignored the sync, or a part of it, would have agreed as
+    well. Means, because in bf16 the largest gap of either is mostly rounding.
     """
     check_probe(with_perturbed, tolerance)
-    if with_real.max_gap_scaled < DRILL_CONTRAST * tolerance:
+    needed = DRILL_CONTRAST * max(with_perturbed.mean_gap, DRILL_FLOOR)
+    if with_real.mean_gap < needed:
         raise SyncFailed(
-            f"the drill's perturbed weights changed the answers by only {with_real.max_gap_scaled:.3g}, less than "
-            f"{DRILL_CONTRAST:g} tolerances of {tolerance:.3g}: the drill proves nothing"
+            f"the drill's perturbed weights moved the answers by {with_real.mean_gap:.3g} in the mean, less than the {needed:.3g} that would "
+            f"tell them from the gap that remains ({with_perturbed.mean_gap:.3g}): the drill proves nothing"
         )
 
 

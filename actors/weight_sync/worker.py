@@ -53,10 +53,11 @@ class WeightReceiver:
 
     def receiver_connect_cpu(self) -> None:
         """Nothing to meet: buckets come with the calls."""
-        self._receiver_group = self._receiver_importer = None
+        self._receiver_disconnect()
 
     def receiver_connect_broadcast(self, address: GroupAddress) -> None:
         """Joins the sender's broadcast group. SyncFailed where it does not come about in time."""
+        self._receiver_disconnect()
         device = self.device if address.backend == "nccl" else torch.device("cpu")
         try:
             self._receiver_group = BroadcastGroup.join(address, address.rank_offset + self.rank, device)
@@ -72,7 +73,8 @@ class WeightReceiver:
             raise SyncFailed(f"weight_sync.channel ipc needs CUDA, got device {self.device.type!r}; allowed on it: cpu")
         from vllm.distributed.weight_transfer.packed_tensor import PackedBufferImporter
 
-        self._receiver_group, self._receiver_importer = None, PackedBufferImporter()
+        self._receiver_disconnect()
+        self._receiver_importer = PackedBufferImporter()
 
     def receiver_begin(self) -> None:
         """Starts a sync: vLLM's layers go back to the layout in which they were loaded, without values."""
@@ -117,6 +119,11 @@ class WeightReceiver:
             self._receiver_importer.close()
         self._receiver_update = None
         return WorkerReceipt(checksums=update.checksums, untouched=untouched, num_bytes=update.num_bytes)
+
+    def _receiver_disconnect(self) -> None:
+        if self._receiver_group is not None:
+            self._receiver_group.close()
+        self._receiver_group = self._receiver_importer = None
 
     def _receiver_payload(self, bucket: Bucket, source: Any) -> Tensor:
         """The bucket's bytes: uint8 [N]."""

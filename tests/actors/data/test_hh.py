@@ -47,9 +47,7 @@ def test_another_beginning_is_told(text: str) -> None:
 
 
 def test_an_end_without_an_answer_is_told() -> None:
-    with pytest.raises(
-        UserError, match=r"file:3: a dialogue must end with an answer .*, its last turn is 'hot.*Human: why'"
-    ):
+    with pytest.raises(UserError, match=r"file:3: a dialogue must end with an answer .*, it ends with '.*Human: why'"):
         parse_dialogue("\n\nHuman: what is hot\n\nAssistant: hot\n\nHuman: why", "file:3")
 
 

@@ -66,8 +66,9 @@ def test_a_missing_chat_template_is_told(tmp_path: Path, tokenizer: Tokenizer, t
 def test_a_template_that_refuses_is_told_with_the_row(tmp_path: Path, tokenizer_folder: str) -> None:
     shutil.copytree(tokenizer_folder, tmp_path / "a")
     (tmp_path / "a" / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    tokenizer, messages = load_tokenizer(str(tmp_path / "a")), [{"role": "user", "content": "hello"}]
     with pytest.raises(UserError, match=r"file:7: the model's chat template refuses .*: roles must alternate"):
-        render_chat(load_tokenizer(str(tmp_path / "a")), [], where="file:7", open_answer=True)
+        render_chat(tokenizer, messages, where="file:7", open_answer=True)
 
 
 def test_end_tokens_come_from_tokenizer_and_generation_config(tmp_path: Path, tokenizer: Tokenizer) -> None:

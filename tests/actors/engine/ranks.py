@@ -19,7 +19,7 @@ from actors.algorithms.records import PackedBatch, cumulative
 from actors.context import RankContext
 from configs.schema.engine import EngineConfig, OptimizerConfig
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 RankFunction = Callable[..., Any]
 
 
@@ -54,7 +54,9 @@ class RankProcesses:
             except EOFError:
                 path, failure = None, f"rank {rank} died"
             paths.append(path)
-            failures += [failure] if failure else []
+            if failure:
+                failures.append(failure)
+                deadline = min(deadline, time.monotonic() + 2.0)  # its peers are stuck without it
         if failures:
             self.stop()
             raise AssertionError("\n".join(failures))
@@ -72,7 +74,9 @@ _RUNNING: dict[int, RankProcesses] = {}
 def run_ranks(function: RankFunction, num_ranks: int, folder: Path, *arguments: Any) -> list[Any]:
     """Calls `function(context, *arguments)` on each of `num_ranks` ranks; what each returns (tensors allowed), in rank order."""
     processes = _RUNNING.pop(num_ranks, None) or RankProcesses(num_ranks)
-    results = processes.call(function, folder, arguments)  # raises with the processes stopped: the next call starts new ones
+    results = processes.call(
+        function, folder, arguments
+    )  # raises with the processes stopped: the next call starts new ones
     _RUNNING[num_ranks] = processes
     return results
 
@@ -113,7 +117,7 @@ def rank_context(rank: int, num_ranks: int, run_dir: str) -> RankContext:
         threads=1,
         seed=0,
         deterministic=True,
-        collective_timeout_s=60.0,
+        collective_timeout_s=120.0,
         run_dir=run_dir,
     )
 

@@ -68,8 +68,8 @@ def test_memory_is_asked_for_only_after_the_bucket_before_was_consumed() -> None
         events.append("allocate")
         return host(num_bytes)
 
-    for one in fill_buckets([("a", torch.zeros(8)), ("b", torch.zeros(8))], 32, allocate):
-        events.append(f"bucket {one.bucket.index}")
+    buckets = fill_buckets([("a", torch.zeros(8)), ("b", torch.zeros(8))], 32, allocate)
+    events.extend(f"bucket {one.bucket.index}" for one in buckets)
     assert events == ["allocate", "bucket 0", "allocate", "bucket 1"]
 
 

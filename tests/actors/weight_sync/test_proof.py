@@ -139,18 +139,20 @@ def test_merged_probes_are_the_probe_of_all() -> None:
 
 def test_check_probe() -> None:
     check_probe(report(1e-4), 1e-4)
-    with pytest.raises(SyncFailed, match="0.0002, allowed is 0.0001"):
+    with pytest.raises(SyncFailed, match=r"0\.0002, allowed is 0\.0001"):
         check_probe(report(2e-4), 1e-4)
     with pytest.raises(SyncFailed, match="no token"):
         check_probe(report(0.0, 0), 1.0)
 
 
 def test_check_drill_wants_agreement_and_contrast() -> None:
-    check_drill(report(0.5e-4), report(2.0), 1e-4)
+    check_drill(report(0.5e-4, mean=1e-5), report(2.0, mean=0.5), 1e-4)
     with pytest.raises(SyncFailed, match="disagree"):
-        check_drill(report(2.0), report(0.5e-4), 1e-4)
-    with pytest.raises(SyncFailed, match="proves nothing"):
-        check_drill(report(0.5e-4), report(2e-4), 1e-4)
+        check_drill(report(2.0, mean=0.5), report(0.5e-4, mean=1e-5), 1e-4)
+    with pytest.raises(SyncFailed, match="proves nothing"):  # the weights hardly changed
+        check_drill(report(0.5e-4, mean=1e-6), report(2e-4, mean=2e-4), 1e-4)
+    with pytest.raises(SyncFailed, match="proves nothing"):  # a part of the change did not arrive, within a wide tolerance
+        check_drill(report(0.1, mean=0.2), report(0.3, mean=0.4), 0.15)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""No process of a run outlives its driver, however the driver ends. For a Ray of this machine alone.
+
+Everything that is started within `nothing_left` inherits a mark in its environment, whoever starts it: Ray's processes, roles, hosts of
+reward functions, what a user's function starts. Beside the driver runs a watcher, this file as a script, that sleeps until the driver's
+end of a pipe is closed. Then both do the same: they give the marked processes some seconds to end, and kill those that do not. Ray alone
+leaves its agents behind for a minute where a driver is killed, and processes that were stopped (SIGSTOP) for good.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+MARK = "PRECEPTOR_DRIVER"
+LEAVE_S = 3.0
+"""How long processes may take to end by themselves."""
+KILLED_S = 10.0
+"""How long killed ones may take to be gone."""
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """When the block ends, or this process, everything that was started within it has ended."""
+    # not at the top: as a script this file stands alone
+    from orchestrator.signals import undisturbed
+
+    mark, outer = uuid.uuid4().hex, os.environ.get(MARK)
+    watched, lifeline = os.pipe()
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", os.path.abspath(__file__), mark],
+        stdin=watched,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C in a terminal is not for it
+    )
+    os.close(watched)
+    os.environ[MARK] = mark
+    try:
+        yield
+    finally:
+        if outer is None:
+            del os.environ[MARK]
+        else:
+            os.environ[MARK] = outer
+        with undisturbed():
+            end(mark)
+            os.close(lifeline)
+            watcher.wait(timeout=LEAVE_S + KILLED_S + 5.0)
+
+
+def end(mark: str) -> None:
+    """Waits for the marked processes to end, and kills those that do not."""
+    if _gone(mark, LEAVE_S, None):
+        return
+    _gone(mark, KILLED_S, signal.SIGKILL)
+
+
+def _gone(mark: str, timeout_s: float, number: signal.Signals | None) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while left := marked(mark):
+        if number is not None:
+            for pid in left:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def marked(mark: str) -> list[int]:
+    """Live processes that were started with the mark in their environment. This process itself is none of them."""
+    wanted, found = f"{MARK}={mark}".encode(), []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+                if wanted in file.read().split(b"\0"):
+                    found.append(int(name))
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    end(sys.argv[1])

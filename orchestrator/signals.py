@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM: what they mean before the first step, between steps, and while everything is being ended."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from orchestrator.progress import Progress
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Loop(Protocol):
+    """What a signal needs to know and to tell."""
+
+    stepping: bool
+    """Steps are being made: there is something to end politely."""
+    stop_requested: bool
+    """To be read between steps."""
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Handler that ends whatever is being done, at once and through every `finally`."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does."""
+    with _handlers(dict.fromkeys(STOPPING, interrupt)):
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Neither signal does anything: the block ends processes, and half of it would leave some behind."""
+    with _handlers(dict.fromkeys(STOPPING, signal.SIG_IGN)):
+        yield
+
+
+@contextmanager
+def stop_between_steps(loop: Loop, progress: Progress) -> Iterator[None]:
+    """The first signal ends the run after this step, with a checkpoint; the second, or one before the first step, at once."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if loop.stop_requested or not loop.stepping:
+            raise KeyboardInterrupt
+        loop.stop_requested = True
+        # the signal may have come in the middle of a print, which can't be entered twice
+        with suppress(RuntimeError):
+            name = signal.Signals(number).name
+            progress.note(f"{name}: stopping after this step with a checkpoint; once more stops at once")
+
+    with _handlers(dict.fromkeys(STOPPING, handle)):
+        yield
+
+
+@contextmanager
+def _handlers(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            # None: a handler that was not set from Python
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)

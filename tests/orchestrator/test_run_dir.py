@@ -1,0 +1,117 @@
+"""The run directory: one driver at a time, and left as it was found where a run never began."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.errors import PreceptorError, UserError
+from configs.errors import ConfigError
+from orchestrator.ledger import Ledger, SupervisedEntry
+from orchestrator.run_dir import existing_run, locked, new_run, same_data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("error", [UserError("bad"), ConfigError("bad", []), KeyboardInterrupt(), ValueError("ours")])
+def test_nothing_is_left_of_a_run_that_never_began(tmp_path: Path, exists: bool, error: BaseException) -> None:
+    folder = tmp_path / "deep" / "run"
+    if exists:
+        folder.mkdir(parents=True)
+    before = tree(tmp_path)
+    with pytest.raises(type(error)), new_run(str(folder), "stage: ppo\n") as run_dir:
+        (run_dir / "logs").mkdir()
+        (run_dir / "logs" / "driver.log").write_text("x")
+        raise error
+    assert tree(tmp_path) == before
+
+
+def test_a_link_to_a_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    with pytest.raises(UserError), new_run(str(tmp_path / "run"), "x"):
+        raise UserError("bad")
+    assert (tmp_path / "run").is_symlink()
+    assert tree(tmp_path / "disk") == []
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_what_has_begun_stays(tmp_path: Path, committed: bool) -> None:
+    error = UserError("bad") if committed else PreceptorError("a role failed")
+    with pytest.raises(PreceptorError), new_run(str(tmp_path / "run"), "stage: ppo\n") as run_dir:
+        if committed:
+            Ledger(run_dir / "judge", SupervisedEntry).commit(SupervisedEntry(step=1, digest="", metrics={}))
+        else:
+            (run_dir / "plan.json").write_text("{}")
+        raise error
+    with existing_run(str(tmp_path / "run")) as run_dir:
+        assert (run_dir / "config.yaml").read_text() == "stage: ppo\n"
+
+
+def test_an_occupied_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"), new_run(str(tmp_path), "x"):
+        pass
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert set(tree(tmp_path)) <= {"notes.txt", "driver.lock"}
+
+
+@pytest.mark.parametrize("path", ["/proc/preceptor/run", "/dev/null", "/dev/null/run"])
+def test_what_can_not_be_written_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match=r"run\.dir"), new_run(path, "x"):
+        pass
+
+
+def test_a_folder_without_a_run_can_not_be_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"), existing_run(str(tmp_path)):
+        pass
+    assert tree(tmp_path) == []
+
+
+def test_another_driver_is_kept_out_and_named(tmp_path: Path) -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from orchestrator.run_dir import locked
+with locked(Path({str(tmp_path)!r})):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    (tmp_path / "config.yaml").write_text("x")
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=f"in use by process {other.pid} on"), existing_run(str(tmp_path)):
+            pass
+    finally:
+        other.kill()
+        other.communicate(timeout=30)
+    # a killed driver keeps nobody out
+    with existing_run(str(tmp_path)):
+        assert f"process {os.getpid()} " in (tmp_path / "driver.lock").read_text()
+
+
+def test_the_lock_ends_with_the_block(tmp_path: Path) -> None:
+    for _ in range(2):
+        with locked(tmp_path):
+            pass
+
+
+def test_a_run_goes_on_with_the_data_it_was_begun_with(tmp_path: Path) -> None:
+    same_data(tmp_path, "a" * 64, "data.path prompts.jsonl")
+    same_data(tmp_path, "a" * 64, "data.path prompts.jsonl")
+    with pytest.raises(UserError, match=r"prompts\.jsonl is not the data"):
+        same_data(tmp_path, "b" * 64, "data.path prompts.jsonl")
+    (tmp_path / "data.json").write_text("[]")
+    with pytest.raises(UserError, match="is damaged"):
+        same_data(tmp_path, "a" * 64, "data.path prompts.jsonl")

@@ -1,0 +1,147 @@
+"""A run that is stopped or killed, whenever and however often, ends with the digests of a run that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.resilience.runs import (
+    START_S,
+    Driver,
+    dies_of,
+    digests,
+    fails,
+    finish,
+    make_project,
+    ppo_config,
+    resumed,
+    started,
+    steps_committed,
+)
+
+STEPS = 6
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def reference(project: Path) -> Path:
+    """A run that nobody disturbs."""
+    run_dir = project / "reference"
+    with started(project, run_dir, ppo_config()) as driver:
+        finish(driver)
+    assert steps_committed(run_dir) == STEPS
+    return run_dir
+
+
+def test_a_run_that_is_killed_in_every_way_ends_with_the_same_digests(project: Path, reference: Path) -> None:
+    run_dir = project / "disturbed"
+    with started(project, run_dir, ppo_config()) as driver:
+        driver.committed(1)
+        driver.caught("policy", "update")
+        driver.process.kill()
+        at = time.monotonic()
+        driver.nothing_left()
+        print(f"kill of the driver: {time.monotonic() - at:.1f} s until all its processes were gone")
+    assert not list(run_dir.glob("checkpoints/*/manifest.json")), "the next driver replays from the start"
+
+    with resumed(project, run_dir) as driver:
+        before = steps_committed(run_dir)
+        driver.running_until(lambda: steps_committed(run_dir) > before, "another step")
+        # to the whole group, as a terminal does
+        os.killpg(driver.process.pid, signal.SIGINT)
+        assert driver.ended(timeout_s=START_S) == 130, driver.output
+        driver.nothing_left(timeout_s=1.0)
+    stopped_at = steps_committed(run_dir)
+    assert "stopping after this step with a checkpoint" in driver.output
+    assert f"preceptor resume {run_dir}" in driver.output
+    assert (run_dir / f"checkpoints/{stopped_at:08d}/manifest.json").exists()
+
+    # the newest checkpoint is damaged: an older one or none, and the trajectories, give the same weights
+    file = max((run_dir / f"checkpoints/{stopped_at:08d}/critic").iterdir())
+    damage(file)
+    with resumed(project, run_dir) as driver:
+        driver.committed(stopped_at + 1)
+        assert f"{file} is missing or damaged" in driver.output
+        dies_of(driver, "critic", "update")
+    with resumed(project, run_dir) as driver:
+        finish(driver)
+    assert digests(run_dir) == digests(reference)
+    assert controllers(run_dir) == controllers(reference)
+    assert weights(run_dir) == weights(reference)
+    assert len(set(controllers(run_dir))) > 1, "the coefficient moves, so that a lost controller would show"
+
+
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def controllers(run_dir: Path) -> list[str]:
+    return [json.dumps(json.loads(path.read_bytes())["kl_controller"]) for path in sorted(run_dir.glob("ledger/*.json"))]
+
+
+def weights(run_dir: Path) -> str:
+    return hashlib.sha256((run_dir / "export" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_finished_run_is_finished(project: Path, reference: Path) -> None:
+    with resumed(project, reference) as driver:
+        assert driver.ended(timeout_s=60.0) == 0
+    assert "is finished; nothing is left to do" in driver.output
+
+
+def test_an_occupied_folder_is_refused_and_left_alone(project: Path, reference: Path) -> None:
+    before = sorted(str(path) for path in reference.rglob("*"))
+    with started(project, reference, ppo_config()) as driver:
+        assert driver.ended(timeout_s=60.0) == 2
+    assert "is not empty" in driver.output
+    assert sorted(str(path) for path in reference.rglob("*")) == before
+
+
+def test_a_checkpoint_exports_to_transformers(project: Path, reference: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    for role, loads in (("policy", AutoModelForCausalLM), ("critic", AutoModelForSequenceClassification)):
+        out = project / f"exported-{role}"
+        with Driver(project, reference, "export", str(reference), str(out), "--role", role) as driver:
+            finish(driver)
+        _, info = loads.from_pretrained(out, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+    exported = hashlib.sha256((project / "exported-policy" / "model.safetensors").read_bytes()).hexdigest()
+    assert exported == weights(reference), "the last checkpoint is what the run exported"
+
+
+def test_resume_at_the_end_only_exports(project: Path, reference: Path) -> None:
+    before = weights(reference)
+    (reference / "done.json").unlink()
+    shutil.rmtree(reference / "export")
+    file = next((reference / "trajectories" / "00000001").iterdir())
+    file.unlink()  # older than the newest checkpoint: nobody asks for it
+    with resumed(project, reference) as driver:
+        finish(driver)
+    assert weights(reference) == before
+    assert steps_committed(reference) == STEPS
+
+
+def test_damaged_trajectories_are_named(project: Path, reference: Path) -> None:
+    (reference / "done.json").unlink()
+    for manifest in reference.glob("checkpoints/*/manifest.json"):
+        manifest.unlink()
+    with resumed(project, reference) as driver:
+        said = fails(driver, "trajectories/00000001", timeout_s=START_S)
+    assert "can't be replayed without its trajectories" in said
