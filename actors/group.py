@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,9 @@ class Group:
         """Calls every rank with the same arguments. References among them are resolved by Ray, on the rank."""
         return [self.call_rank(rank, method, *args, two_results=two_results) for rank in range(len(self))]
 
-    def call_each(self, method: Callable[..., Any], args: Sequence[tuple[Any, ...]], *, two_results: bool = False) -> list[Call]:
+    def call_each(
+        self, method: Callable[..., Any], args: Sequence[tuple[Any, ...]], *, two_results: bool = False
+    ) -> list[Call]:
         """Calls rank r with `args[r]`."""
         assert len(args) == len(self), (self.role, len(args), len(self))
         return [self.call_rank(rank, method, *args[rank], two_results=two_results) for rank in range(len(self))]
@@ -77,7 +80,9 @@ class Group:
 
 def place(name: str, bundles: Sequence[Mapping[str, float]], *, timeout_s: float) -> PlacementGroup:
     """Reserves a GPU group's bundles. RoleFailed says what is lacking after `timeout_s`."""
-    group = ray.util.placement_group([dict(bundle) for bundle in bundles], strategy="PACK", name=name)
+    # a name must be the only one of its kind in a cluster, and others may run there
+    unique = f"preceptor-{name}-{uuid.uuid4().hex[:8]}"
+    group = ray.util.placement_group([dict(bundle) for bundle in bundles], strategy="PACK", name=unique)
     if not group.wait(timeout_seconds=timeout_s):
         raise PreceptorError(
             f"group {name!r} could not be placed within {timeout_s:g} s: it needs {[dict(b) for b in bundles]}, "
@@ -87,7 +92,11 @@ def place(name: str, bundles: Sequence[Mapping[str, float]], *, timeout_s: float
 
 
 def spawn(
-    role_class: type[Role], contexts: Sequence[RankContext], args: tuple[Any, ...], placement: PlacementGroup, share: Share
+    role_class: type[Role],
+    contexts: Sequence[RankContext],
+    args: tuple[Any, ...],
+    placement: PlacementGroup,
+    share: Share,
 ) -> Group:
     """Starts one actor for each context, constructed as `role_class(context, *args)`. Nothing heavy is loaded yet."""
     environment = {"OMP_NUM_THREADS": str(contexts[0].threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -99,7 +108,9 @@ def spawn(
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": environment},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=share.bundles[context.rank]),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                placement, placement_group_bundle_index=share.bundles[context.rank]
+            ),
         )
         .remote(context, *args)
         for context in contexts
@@ -208,7 +219,9 @@ class Waiter:
 
     def _failed(self, role: str, rank: int, what: str) -> RoleFailed:
         log = log_file(self._run_dir, role, rank) if self._run_dir is not None else None
-        return RoleFailed(role, rank, self.step, what + (f"; its log: {log}" if log is not None and log.exists() else ""))
+        return RoleFailed(
+            role, rank, self.step, what + (f"; its log: {log}" if log is not None and log.exists() else "")
+        )
 
 
 def _dead_actors() -> dict[str, dict[str, Any]]:

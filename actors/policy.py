@@ -30,7 +30,14 @@ class Policy(Trainer):
 
     shard_folder: ClassVar[str] = "policy"
 
-    def __init__(self, context: RankContext, policy: TrainerConfig, ppo: PPOConfig, weight_sync: WeightSyncConfig, temperature: float) -> None:
+    def __init__(
+        self,
+        context: RankContext,
+        policy: TrainerConfig,
+        ppo: PPOConfig,
+        weight_sync: WeightSyncConfig,
+        temperature: float,
+    ) -> None:
         super().__init__(context)
         self.config = policy
         self.ppo = ppo
@@ -57,7 +64,9 @@ class Policy(Trainer):
         started = time.time()
         mine = trajectories.select(shard.indices)
         self.kept.add_wave(shard.wave, shard.indices, mine)
-        old = self.kept.flat(shard.wave, shard, [self._logprobs([(shard.wave, i) for i in micro]) for micro in shard.micro_batches])
+        old = self.kept.flat(
+            shard.wave, shard, [self._logprobs([(shard.wave, i) for i in micro]) for micro in shard.micro_batches]
+        )
         self.kept.put("old_logprobs", shard.wave, old)
         column = TokenColumn(wave=shard.wave, indices=shard.indices, cu_lengths=mine.cu_lengths, data=old)
         return column, Busy.since(started)
@@ -97,13 +106,18 @@ class Policy(Trainer):
     def _accumulate(self, minibatch: MinibatchShard, kl_coef: float) -> dict[str, float]:
         batches = [self.kept.batch(keys) for keys in minibatch.micro_batches]
 
-        def loss_of(index: int, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss_of(index: int, outputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
             return self._loss(batches[index], minibatch.micro_batches[index], minibatch, kl_coef, outputs)
 
         return self.engine.forward_backward(batches, loss_of, temperature=self.temperature, with_entropy=True)
 
     def _loss(
-        self, batch: PackedBatch, keys: Sequence[Key], minibatch: MinibatchShard, kl_coef: float, outputs: tuple[Tensor, Tensor]
+        self,
+        batch: PackedBatch,
+        keys: Sequence[Key],
+        minibatch: MinibatchShard,
+        kl_coef: float,
+        outputs: tuple[Tensor, ...],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One micro-batch's contribution to the minibatch's loss, and metrics that add up likewise."""
         from actors.algorithms.losses import entropy_bonus, kl_penalty_loss, policy_loss
@@ -111,11 +125,11 @@ class Policy(Trainer):
         ppo = self.ppo
         new, entropy = outputs
         mask, cu_lengths = batch.loss_mask.to(new.device), batch.cu_lengths.to(new.device)
-        mean = {
-            "aggregation": ppo.aggregation,
-            "global_count": minibatch.num_tokens if ppo.aggregation == "token_mean" else minibatch.num_trajectories,
-        }
-        old, rollout, advantages = (self.kept.gather(name, keys).to(new.device) for name in ("old_logprobs", "rollout_logprobs", "whitened"))
+        of_tokens = ppo.aggregation == "token_mean"
+        count, aggregation = minibatch.num_tokens if of_tokens else minibatch.num_trajectories, ppo.aggregation
+        old, rollout, advantages = (
+            self.kept.gather(name, keys).to(new.device) for name in ("old_logprobs", "rollout_logprobs", "whitened")
+        )
         loss, metrics = policy_loss(
             new,
             old,
@@ -127,16 +141,19 @@ class Policy(Trainer):
             clip_high=ppo.clip_high,
             dual_clip=ppo.dual_clip,
             importance_cap=ppo.importance_cap,
-            **mean,
+            aggregation=aggregation,
+            global_count=count,
         )
         metrics["policy_loss"] = loss.detach()
-        bonus = entropy_bonus(entropy, mask, cu_lengths, **mean)
+        bonus = entropy_bonus(entropy, mask, cu_lengths, aggregation=aggregation, global_count=count)
         metrics["entropy"] = bonus.detach()
         if ppo.entropy_coef != 0:
             loss = loss - ppo.entropy_coef * bonus
         if ppo.kl.where == "loss":
             reference = self.kept.gather("reference_logprobs", keys).to(new.device)
-            penalty = kl_penalty_loss(new, reference, mask, cu_lengths, kind=ppo.kl.estimator, **mean)
+            penalty = kl_penalty_loss(
+                new, reference, mask, cu_lengths, kind=ppo.kl.estimator, aggregation=aggregation, global_count=count
+            )
             metrics["kl_loss"] = penalty.detach()
             loss = loss + kl_coef * penalty
         metrics["loss"] = loss.detach()

@@ -47,7 +47,7 @@ def check_ppo(config: PPOStage) -> PromptFacts:
     from actors.reward_worker import check_function
 
     assert config.policy.model is not None
-    policy = _causal_config(config.policy.model, "policy.model")
+    policy = _model_config(config.policy.model, "policy.model", LANGUAGE_MODELS)
     _check_models(config, policy)
     for number, function in enumerate(config.reward.functions):
         try:
@@ -60,7 +60,10 @@ def check_ppo(config: PPOStage) -> PromptFacts:
     prompts = PromptDataset.load(config.data, tokenizer)
     _check_window(config, policy, prompts)
     return PromptFacts(
-        num_prompts=len(prompts), num_dropped=prompts.num_dropped, longest_tokens=prompts.longest, fingerprint=prompts.fingerprint
+        num_prompts=len(prompts),
+        num_dropped=prompts.num_dropped,
+        longest_tokens=prompts.longest,
+        fingerprint=prompts.fingerprint,
     )
 
 
@@ -70,15 +73,24 @@ def check_reward(config: RewardStage) -> RankingFacts:
     from actors.data.tokenizer import load_tokenizer
 
     assert config.model.model is not None
-    model = _causal_config(config.model.model, "model.model")
+    model = _model_config(config.model.model, "model.model", LANGUAGE_MODELS + SCALAR_MODELS)
     window = model.get("max_position_embeddings")
     if window is not None and config.data.max_tokens > window:
-        raise UserError(f"data.max_tokens: got {config.data.max_tokens}; allowed: at most the model's window of {window} tokens ({config.model.model})")
+        raise UserError(
+            f"data.max_tokens: got {config.data.max_tokens}; allowed: at most the model's window of {window} tokens ({config.model.model})"
+        )
     rankings = RankingDataset.load(config.data, load_tokenizer(config.model.model))
-    return RankingFacts(num_groups=len(rankings.train), num_held_out=len(rankings.held_out), fingerprint=rankings.fingerprint)
+    return RankingFacts(
+        num_groups=len(rankings.train), num_held_out=len(rankings.held_out), fingerprint=rankings.fingerprint
+    )
 
 
-def _causal_config(model: str, key: str) -> dict[str, Any]:
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+SCALAR_MODELS = ("ForSequenceClassification",)
+
+
+def _model_config(model: str, key: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The model's `config.json`. UserError, naming the key, where it is not of one of the kinds of architecture."""
     from actors.models.checks import check_plain_logits, read_model_config
 
     try:
@@ -86,29 +98,31 @@ def _causal_config(model: str, key: str) -> dict[str, Any]:
         check_plain_logits(found, model)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
+    architecture = (found.get("architectures") or ["no architecture that its config.json names"])[0]
+    if not architecture.endswith(kinds):
+        allowed = " or ".join(f"*{kind}" for kind in kinds)
+        raise UserError(f"{key}: {model!r} is {architecture}; allowed: {allowed}")
     return found
 
 
 def _check_models(config: PPOStage, policy: dict[str, Any]) -> None:
-    """Reference and policy score the same tokens; the reward model must be one."""
-    from actors.models.checks import read_model_config
-
+    """Reference, critic and reward model are what their keys ask for."""
     if config.reference.model is not None:
-        reference = _causal_config(config.reference.model, "reference.model")
+        reference = _model_config(config.reference.model, "reference.model", LANGUAGE_MODELS)
         if reference.get("vocab_size") != policy.get("vocab_size"):
             raise UserError(
                 f"reference.model: {config.reference.model!r} has a vocabulary of {reference.get('vocab_size')}, "
                 f"policy.model {config.policy.model!r} one of {policy.get('vocab_size')}; they must be equal"
             )
+    if config.critic.model is not None:
+        _model_config(config.critic.model, "critic.model", LANGUAGE_MODELS + SCALAR_MODELS)
     if config.reward.model is not None:
+        from actors.reward_trainer import load_reward_stats
+
         assert config.reward.model.model is not None
-        reward = read_model_config(config.reward.model.model)
-        kinds = reward.get("architectures") or ["unknown"]
-        if not any("SequenceClassification" in kind for kind in kinds):
-            raise UserError(
-                f"reward.model.model: {config.reward.model.model!r} is a {kinds[0]}; allowed: a sequence classification model with one output, "
-                "as stage `reward` exports it"
-            )
+        _model_config(config.reward.model.model, "reward.model.model", SCALAR_MODELS)
+        if config.reward.model.normalise:
+            load_reward_stats(config.reward.model.model)
 
 
 def _require_same_tokenizer(config: PPOStage, tokenizer: Any) -> None:
@@ -128,6 +142,7 @@ def _check_window(config: PPOStage, policy: dict[str, Any], prompts: PromptDatas
     longest = prompts.longest + config.rollout.max_response_tokens
     if window is not None and longest > window:
         raise UserError(
-            f"policy.model: the longest prompt ({prompts.longest} tokens) and rollout.max_response_tokens ({config.rollout.max_response_tokens}) "
-            f"make {longest} tokens; allowed: at most the window of {config.policy.model!r}, {window}"
+            f"policy.model: the longest prompt ({prompts.longest} tokens) and rollout.max_response_tokens "
+            f"({config.rollout.max_response_tokens}) make {longest} tokens; "
+            f"allowed: at most the window of {config.policy.model!r}, {window}"
         )

@@ -43,9 +43,13 @@ class Reference(Trainer):
         mine = trajectories.select(shard.indices)
         self.kept.add_wave(shard.wave, shard.indices, mine)
         outputs = [
-            self.engine.forward(self.kept.batch([(shard.wave, i) for i in micro]), temperature=self.temperature, with_entropy=False)[0]
+            self.engine.forward(
+                self.kept.batch([(shard.wave, i) for i in micro]), temperature=self.temperature, with_entropy=False
+            )[0]
             for micro in shard.micro_batches
         ]
         data = self.kept.flat(shard.wave, shard, outputs)
         self.kept.clear()
-        return TokenColumn(wave=shard.wave, indices=shard.indices, cu_lengths=mine.cu_lengths, data=data), Busy.since(started)
+        return TokenColumn(wave=shard.wave, indices=shard.indices, cu_lengths=mine.cu_lengths, data=data), Busy.since(
+            started
+        )

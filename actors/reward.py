@@ -32,7 +32,13 @@ class Reward(Trainer):
         started = time.monotonic()
         assert self.config.model is not None
         join_process_group(self.context)  # a sharded model is loaded shard by shard
-        module = load_scalar(self.config.model, self.config.engine, device=self.context.device, fresh_head_ok=False, seed=self.context.seed)
+        module = load_scalar(
+            self.config.model,
+            self.config.engine,
+            device=self.context.device,
+            fresh_head_ok=False,
+            seed=self.context.seed,
+        )
         self.engine = Engine(module, engine=self.config.engine, optimizer=None, context=self.context)
         stats = load_reward_stats(self.config.model) if self.config.normalise else None
         self.mean, self.std = (stats.mean, stats.std) if stats is not None else (0.0, 1.0)

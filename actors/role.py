@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from actors.context import RankContext
 
@@ -31,6 +32,13 @@ class Role:
     def __init__(self, context: RankContext) -> None:
         self.context = context
 
+    def start(self) -> object:
+        """Loads what the role needs (collective); the report says what came of it."""
+        raise AssertionError(f"{type(self).__name__} has no start")
+
+    def start(self) -> Any:
+        """Loads what the role needs, after `join`, and reports on it. A role of its own kind says what."""
+
     def rendezvous(self) -> tuple[str, int]:
         """Address and a free port of this rank's node, for the group's collectives (asked of rank 0)."""
         import ray
@@ -42,7 +50,9 @@ class Role:
 
     def join(self, environment: Mapping[str, str]) -> None:
         """Sets this process's environment and redirects its output to its log file; must come before anything heavy is imported."""
-        assert "torch" not in sys.modules or self.context.world_size == 1, "torch was imported before the environment was set"
+        assert "torch" not in sys.modules or self.context.world_size == 1, (
+            "torch was imported before the environment was set"
+        )
         os.environ.update(environment)
         log = log_file(self.context.run_dir, self.context.role, self.context.rank)
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,9 @@ class Kept:
         for column in columns:
             assert column.wave == wave, (column.wave, wave)
             bounds = column.cu_lengths.tolist()
-            found.update({index: column.data[bounds[place] : bounds[place + 1]] for place, index in enumerate(column.indices)})
+            found.update(
+                {index: column.data[bounds[place] : bounds[place + 1]] for place, index in enumerate(column.indices)}
+            )
         pieces = [found[index] for index in self.indices(wave)]
         return torch.cat(pieces) if pieces else torch.empty(0)
 
@@ -138,7 +140,8 @@ class Trainer(Role):
 
     def save(self, folder: str) -> list[WrittenFile]:
         """Writes this rank's share of master weights and optimizer state under the checkpoint's folder (collective)."""
-        return self.engine.state_out(Path(folder) / self.shard_folder)
+        files = self.engine.state_out(Path(folder) / self.shard_folder)
+        return [WrittenFile(name=file.name, sha256=file.sha256, num_bytes=file.num_bytes) for file in files]
 
     def load(self, folder: str) -> None:
         """Takes up the state that `save` wrote, with whatever ranks and ZeRO stage it was written (collective)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import median
 
 from actors.reward_trainer import RewardEvaluation
@@ -32,7 +33,7 @@ def tokens_by_phase(entry: LedgerEntry, epochs: int) -> dict[str, int]:
 def step_seconds(entries: Sequence[LedgerEntry]) -> list[float]:
     """From the first engine's start in a step to that in the next: of all steps but the last."""
     starts = [min(wave.busy.started for wave in entry.waves) for entry in entries]
-    return [after - before for before, after in zip(starts, starts[1:], strict=False)]
+    return [after - before for before, after in pairwise(starts)]
 
 
 def phase_table(entries: Sequence[LedgerEntry], config: PPOStage) -> Table:
@@ -93,7 +94,9 @@ def sync_table(entries: Sequence[LedgerEntry]) -> Table:
         ("with the probe, ms", median(entry.seconds["sync"] for entry in counted) * 1000),
         ("largest probe gap", max(entry.metrics["sync/probe_gap"] for entry in entries)),
     )
-    return Table(title="Weight sync", columns=("figure", "value"), rows=rows, note=f"Medians over {len(counted)} syncs.")
+    return Table(
+        title="Weight sync", columns=("figure", "value"), rows=rows, note=f"Medians over {len(counted)} syncs."
+    )
 
 
 def memory_table(metrics: Mapping[str, float]) -> Table | None:
@@ -102,7 +105,8 @@ def memory_table(metrics: Mapping[str, float]) -> Table | None:
     if not rows:
         return None
     note = (
-        "Of the rank that needed most, up to the last step: resident memory of its process on CPU (libraries included), GPU allocator on CUDA."
+        "Of the rank that needed most, up to the last step: resident memory of its process on CPU, libraries included; its GPU "
+        "allocator's on CUDA."
     )
     return Table(title="Peak memory by role", columns=("role", "MiB"), rows=rows, note=note)
 
@@ -140,12 +144,15 @@ def supervised_table(entries: Sequence[SupervisedEntry]) -> Table:
     columns = ("step", "loss", "pair accuracy", "grad norm", "tokens/s", "held-out accuracy")
     every = -(-len(entries) // 20)
     rows = tuple(
-        (entry.step, *(entry.metrics[name] if name in entry.metrics else None for name in _SUPERVISED))
+        (entry.step, *(entry.metrics.get(name) for name in _SUPERVISED))
         for entry in entries
         if entry.step % every == 0 or entry.step in (1, len(entries)) or _SUPERVISED[-1] in entry.metrics
     )
     rates = median(entry.metrics["tokens_per_s"] for entry in entries)
-    note = f"{len(entries)} steps, median {rates:,.0f} tokens/s forward and backward. Accuracy is that of the step's own pairs, before its update."
+    note = (
+        f"{len(entries)} steps, median {rates:,.0f} tokens/s forward and backward. Pair accuracy is that of the step's own pairs, before "
+        "its update."
+    )
     return Table(title="Reward model", columns=columns, rows=rows, note=note)
 
 

@@ -20,7 +20,9 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 VOCAB_SIZE = 32_000
 
 
-def make_small_model(folder: Path, *, vocab_size: int = VOCAB_SIZE, hidden_size: int = 256, num_layers: int = 4) -> Path:
+def make_small_model(
+    folder: Path, *, vocab_size: int = VOCAB_SIZE, hidden_size: int = 256, num_layers: int = 4
+) -> Path:
     """A fp32 Llama with tied head and its tokenizer: 11 million parameters as it comes. The same weights each time."""
     if (folder / "config.json").exists():
         return folder

@@ -87,7 +87,9 @@ def plan_table(folder: Path) -> Table:
     roles = json.loads((folder / PLAN_FILE).read_text("utf-8"))["roles"].values()
     rows = tuple((role["role"], role["num_ranks"], role["device"], role["threads"], role["group"]) for role in roles)
     done = "finished" if (folder / DONE_FILE).exists() else "not finished"
-    return Table(title="Roles", columns=("role", "ranks", "device", "threads", "group"), rows=rows, note=f"The stage is {done}.")
+    return Table(
+        title="Roles", columns=("role", "ranks", "device", "threads", "group"), rows=rows, note=f"The stage is {done}."
+    )
 
 
 def markdown(run_dir: Path, stages: dict[str, list[Table]]) -> str:
@@ -104,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 with one message."""
     parser = argparse.ArgumentParser(prog="benchmarks.report", description="Figures of a finished run.")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--out", type=Path, default=None, help="Markdown file (default: report.md in the run directory)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="Markdown file (default: report.md in the run directory)"
+    )
     arguments = parser.parse_args(argv)
     try:
         stages = tables_of(arguments.run_dir.absolute())

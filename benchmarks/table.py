@@ -45,7 +45,9 @@ class Table:
 
     def rich(self) -> rich.table.Table:
         """For the terminal."""
-        table = rich.table.Table(title=self.title, caption=self.note or None, title_justify="left", caption_justify="left")
+        table = rich.table.Table(
+            title=self.title, caption=self.note or None, title_justify="left", caption_justify="left"
+        )
         for number, column in enumerate(self.columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in self.rows:

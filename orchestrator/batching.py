@@ -56,7 +56,7 @@ def pack(lengths: Mapping[Key, int], budget: int) -> list[tuple[Key, ...]]:
 
 
 def lockstep(ranks: Sequence[Sequence[tuple[Key, ...]]]) -> list[tuple[tuple[Key, ...], ...]]:
-    """The same number of micro-batches for every rank: a short one gets empty (dummy) ones. At least one, so that collectives are never left out."""
+    """The same number of micro-batches for every rank, at least one: a short rank gets empty (dummy) ones."""
     count = max(1, *(len(batches) for batches in ranks))
     return [(*batches, *[()] * (count - len(batches))) for batches in ranks]
 

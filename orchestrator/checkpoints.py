@@ -34,7 +34,9 @@ class Checkpoints:
         """An empty folder for this step; what an interrupted attempt left there goes."""
         folder = self.folder(step)
         if (folder / MANIFEST).exists():
-            raise PreceptorError(f"{folder} is a whole checkpoint already: another driver works on this run directory; this one stops")
+            raise PreceptorError(
+                f"{folder} is a whole checkpoint already: another driver works on this run directory; this one stops"
+            )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
@@ -96,14 +98,20 @@ class Checkpoints:
         folder = self.folder(step)
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
-            files = [(role, file["name"], file["bytes"], file["sha256"]) for role in manifest["files"] for file in manifest["files"][role]]
+            files = [
+                (role, file["name"], file["bytes"], file["sha256"])
+                for role in manifest["files"]
+                for file in manifest["files"][role]
+            ]
             state = dict(manifest["state"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise PreceptorError(f"checkpoint file {folder / MANIFEST} is missing or damaged: {error}") from error
         for role, name, num_bytes, sha256 in files:
             path = folder / role / name
             if not path.is_file() or path.stat().st_size != num_bytes or sha256_of(path) != sha256:
-                raise PreceptorError(f"checkpoint file {path} is missing or damaged: its manifest says {num_bytes} bytes, sha256 {sha256}")
+                raise PreceptorError(
+                    f"checkpoint file {path} is missing or damaged: its manifest says {num_bytes} bytes, sha256 {sha256}"
+                )
         return state
 
 

@@ -22,7 +22,12 @@ from orchestrator.stages import launched_roles, ppo_roles, ray_for
 
 
 def export_checkpoint(
-    config: PPOStage | RewardStage, checkpoints: Checkpoints, step: int, role: str | None, target: Path, progress: Progress
+    config: PPOStage | RewardStage,
+    checkpoints: Checkpoints,
+    step: int,
+    role: str | None,
+    target: Path,
+    progress: Progress,
 ) -> None:
     """Writes the model of `role` (the policy's, or the reward model's, where it is None) as of `step`.
 
@@ -59,6 +64,10 @@ def only_role(plan: Plan, name: str) -> Plan:
     """The plan with one role alone, placed as if nobody shared its group."""
     role = plan.roles[name]
     group = replace(
-        plan.groups[role.group], num_bundles=role.num_ranks, gpus_per_bundle=role.gpus_per_rank, cpus_per_bundle=CPUS_PER_RANK, roles=(name,)
+        plan.groups[role.group],
+        num_bundles=role.num_ranks,
+        gpus_per_bundle=role.gpus_per_rank,
+        cpus_per_bundle=CPUS_PER_RANK,
+        roles=(name,),
     )
     return replace(plan, roles={name: role}, groups={role.group: group})

@@ -120,7 +120,9 @@ def dry_run(config: Config) -> list[Plan]:
 
     folder = Path(config.run.dir).absolute()
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {config.run.dir}` continues a run")
+        raise UserError(
+            f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {config.run.dir}` continues a run"
+        )
     stages = list(config.stages.values()) if isinstance(config, Pipeline) else [config]
     plans = []
     for stage in stages:
@@ -141,7 +143,9 @@ def export(run_dir: str, out: str, *, role: str | None, step: int | None, progre
     folder = require_run(run_dir)
     config = load_config(folder / CONFIG_FILE)
     if isinstance(config, Pipeline):
-        raise UserError(f"{folder} is a pipeline; allowed: one of its stages' folders: {', '.join(str(folder / name) for name in config.stages)}")
+        raise UserError(
+            f"{folder} is a pipeline; allowed: one of its stages' folders: {', '.join(str(folder / name) for name in config.stages)}"
+        )
     target = Path(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder")

@@ -14,14 +14,17 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from actors.context import RankContext
-from actors.errors import UserError
+from actors.errors import PreceptorError, UserError
 from actors.group import Call, Group, Share, Waiter, connect, kill, place, spawn
 from actors.role import Role
 from actors.tasks import RoleReport
 from configs.schema.run import ClusterConfig, RunConfig
+from orchestrator.leftovers import MARK, end
 from orchestrator.machine import local_machine
 from orchestrator.plan import CPUS_PER_RANK, Plan, logical_cpus, num_gpus
 from orchestrator.plan_records import Machine
+
+START_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +45,36 @@ def start_ray(cluster: ClusterConfig, plan: Plan) -> None:
     # user code (reward functions) is found from where the run was started, in every worker; our own packages come first
     ours = str(Path(__file__).resolve().parent.parent)
     search = os.pathsep.join(filter(None, [ours, os.getcwd(), os.environ.get("PYTHONPATH")]))
-    common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "runtime_env": {"env_vars": {"PYTHONPATH": search}}}
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "configure_logging": False,
+        "runtime_env": {"env_vars": {"PYTHONPATH": search}},
+    }
     if cluster.address is None:
         spare_cpus = 2
         gpus = num_gpus(plan) if cluster.device == "cuda" else 0
-        ray.init(address="local", num_cpus=math.ceil(logical_cpus(plan)) + spare_cpus, num_gpus=gpus, include_dashboard=False, **common)
+        cpus = math.ceil(logical_cpus(plan)) + spare_cpus
+        _start_local({"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, **common})
         return
     try:
         ray.init(address=cluster.address, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"cluster.address: no Ray cluster answers at {cluster.address!r} ({error})") from error
+
+
+def _start_local(arguments: Mapping[str, Any]) -> None:
+    """Starts Ray, within `leftovers.nothing_left`. On a busy machine its own 30 s for that, which can't be set, may not do: it gets more
+    than one try."""
+    for _ in range(START_TRIES):
+        try:
+            ray.init(address="local", **arguments)
+        except Exception as error:  # noqa: BLE001 - supervision: a start that took too long is a bare Exception
+            failure = error
+            ray.shutdown()
+            end(os.environ[MARK])
+        else:
+            return
+    raise PreceptorError(f"Ray could not be started on this machine in {START_TRIES} tries: {failure}") from failure
 
 
 def machine_of(cluster: ClusterConfig) -> Machine:
@@ -60,7 +83,9 @@ def machine_of(cluster: ClusterConfig) -> Machine:
         return local_machine()
     resources = ray.cluster_resources()
     return Machine(
-        num_cpus=int(resources.get("CPU", 0)), num_gpus=int(resources.get("GPU", 0)), where=f"the Ray cluster at {cluster.address}"
+        num_cpus=int(resources.get("CPU", 0)),
+        num_gpus=int(resources.get("GPU", 0)),
+        where=f"the Ray cluster at {cluster.address}",
     )
 
 
@@ -82,7 +107,9 @@ class Launched:
             bundle = {"CPU": group_plan.cpus_per_bundle}
             if group_plan.gpus_per_bundle:
                 bundle["GPU"] = group_plan.gpus_per_bundle
-            placement = place(group_plan.name, [bundle] * group_plan.num_bundles, timeout_s=self.cluster.start_timeout_s)
+            placement = place(
+                group_plan.name, [bundle] * group_plan.num_bundles, timeout_s=self.cluster.start_timeout_s
+            )
             self._placements.append(placement)
             for name in group_plan.roles:
                 role = plan.roles[name]
@@ -121,10 +148,10 @@ class Launched:
 
     def stop(self) -> None:
         """Ends every actor and gives the placement groups back. Raises nothing: whatever ends the run is the error to show."""
-        for end in (lambda: kill(list(self.groups.values())), self._give_back):
+        for part in (lambda: kill(list(self.groups.values())), self._give_back):
             # where Ray itself is broken there is nothing left to give back to
             with suppress(ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError):
-                end()
+                part()
 
     def _give_back(self) -> None:
         for placement in self._placements:

@@ -88,7 +88,7 @@ class LedgerEntry:
     policy_version: int
     """After the step."""
     waves: tuple[WaveSummary, ...]
-    advantage_moments: Moments | None
+    advantage_moments: Moments
     kl_coef: float
     """Used in this step."""
     kl_controller: dict[str, float]
@@ -110,12 +110,11 @@ class LedgerEntry:
         """Raises ValueError, TypeError or KeyError for anything but what `to_json` wrote."""
         raw = _unsealed(data)
         digest = raw.pop("digest")
-        moments = raw.pop("advantage_moments")
         waves = [{key: _tuples(value) for key, value in wave.items()} for wave in raw.pop("waves")]
         files = raw.pop("trajectory_files")
         entry = LedgerEntry(
             waves=tuple(WaveSummary(**{**wave, "busy": Busy(**wave["busy"])}) for wave in waves),
-            advantage_moments=None if moments is None else Moments(**moments),
+            advantage_moments=Moments(**raw.pop("advantage_moments")),
             trajectory_files=tuple(tuple(WrittenFile(**file) for file in of_wave) for of_wave in files),
             digests=StepDigests(**raw.pop("digests")),
             updates={role: tuple(minibatches) for role, minibatches in raw.pop("updates").items()},
@@ -153,7 +152,7 @@ class Ledger(Generic[Entry]):
 
     def __init__(self, run_dir: Path, entry_type: type[Entry]) -> None:
         self._folder = run_dir / "ledger"
-        self._entry_type = entry_type
+        self._entry_type: type[Entry] = entry_type
 
     def _path(self, step: int) -> Path:
         return self._folder / f"{step:08d}.json"
@@ -178,7 +177,9 @@ class Ledger(Generic[Entry]):
         except OSError as error:
             raise PreceptorError(f"ledger entry {path} can't be read: {error.strerror}") from error
         except (ValueError, TypeError, KeyError) as error:
-            raise PreceptorError(f"ledger entry {path} is damaged: {error}. Put it back from a copy of the run") from error
+            raise PreceptorError(
+                f"ledger entry {path} is damaged: {error}. Put it back from a copy of the run"
+            ) from error
         return entry
 
     def last_step(self) -> int:

@@ -1,6 +1,6 @@
 """The PPO loop: step after step, each a transaction. A step that is not in the ledger has not happened.
 
-    start ─► (newest whole checkpoint ─► replay of later committed steps) ─► drill ─► sync ─► step ─► ledger ─► checkpoint ─► ... ─► export
+start ─► (newest whole checkpoint ─► replay of later committed steps) ─► drill ─► sync ─► step ─► ledger ─► checkpoint ─► ... ─► export
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actors.algorithms.kl_controller import AdaptiveKLController, FixedKLController
 from actors.errors import PreceptorError
-from actors.tasks import ExperienceSummary, UpdateReport
+from actors.tasks import ExperienceSummary, UpdateReport, WaveSummary
 from actors.trainer import Trainer
 from configs.schema.ppo import AdaptiveKLConfig, KLConfig, PPOStage
 from orchestrator.checkpoints import Checkpoints
@@ -155,7 +155,9 @@ class PPOLoop:
     ) -> tuple[list[UpdateReport], list[UpdateReport]]:
         with timeline.phase("update"):
             policy, critic = self.steps.start_updates(step, collected, kl_coef)
-            return self.steps.finish_updates(policy, "policy", timeline), self.steps.finish_updates(critic, "critic", timeline)
+            return self.steps.finish_updates(policy, "policy", timeline), self.steps.finish_updates(
+                critic, "critic", timeline
+            )
 
     def _parameter_digests(self, synced: SyncResult | None) -> tuple[str, str]:
         """Of the policy's and the critic's master weights. Where bits are not promised, what the sync sent stands for the policy's, and
@@ -186,7 +188,10 @@ class PPOLoop:
         with self.progress.phase(f"checkpoint of step {step}"):
             folder = str(self.checkpoints.prepare(step))
             calls = {role: self.groups[role].call(Trainer.save, folder) for role in TRAINED}
-            files = {role: [file for written in self.waiter.wait(of_role) for file in written] for role, of_role in calls.items()}
+            files = {
+                role: [file for written in self.waiter.wait(of_role) for file in written]
+                for role, of_role in calls.items()
+            }
             self.checkpoints.commit(step, files, {"kl_controller": self.position.kl.state()})
 
     def _export(self) -> None:
@@ -208,7 +213,9 @@ def remove_others(folder: Path, entry: LedgerEntry) -> None:
             path.unlink()
 
 
-def experience_digests(waves: Sequence, summaries: Sequence[Sequence[ExperienceSummary]], policy: str, critic: str) -> StepDigests:
+def experience_digests(
+    waves: Sequence[WaveSummary], summaries: Sequence[Sequence[ExperienceSummary]], policy: str, critic: str
+) -> StepDigests:
     """Of a step: tokens, rewards and advantages in the order of waves and of trajectories in them, whatever ranks computed them."""
     rewards, advantages = [], []
     for wave in summaries:

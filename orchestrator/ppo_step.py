@@ -1,14 +1,14 @@
 """One PPO step, as the diagram has it. The orchestrator holds references and small records; it never touches a token.
 
-    prompts ─► rollout.generate ─► trajectories ─┬─► policy.logprobs     (old)  ─┐
-                (vLLM engines)     (by reference)├─► reference.logprobs         ─┤   experience on the
-                                                 ├─► critic.values              ─┼─► critic's ranks ─┬─► policy.update ─┐
-                                                 └─► reward.score               ─┘   (and on disk)   └─► critic.update ─┴─► weight sync ─► ledger
+    prompts ─► rollout.generate ─► trajectories ─┬─► policy.logprobs (old) ─┐
+                (vLLM engines)     (by reference)├─► reference.logprobs     ─┤   experience on
+                                                 ├─► critic.values          ─┼─► the critic's ─┬─► policy.update ─► weight sync ─┐
+                                                 └─► reward.score           ─┘   ranks, on disk└─► critic.update ────────────────┴─► ledger
 
 | who waits | for whom | and is woken by |
 | --- | --- | --- |
-| scoring of wave w | its generation, and that of the waves before it (ranks are balanced over waves, in their order) | the engine's summary |
-| experience of wave w | old and reference log-probabilities and scores of w; the critic's ranks wait, not the orchestrator | Ray, as their arguments arrive |
+| scoring of wave w | generation of w and of the waves before it (ranks are balanced over waves in order) | the engine's summary |
+| experience of wave w | log-probabilities and scores of w | Ray, as the arguments arrive at the critic's ranks |
 | updates | the whole step's experience on disk, and the moments of all its advantages | the last summary |
 | weight sync | the policy's last update | its report |
 | ledger | the sync's proof and the critic's last update | their reports |
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from actors.algorithms.moments import Moments, merge
 from actors.algorithms.schedule import learning_rate
@@ -148,10 +149,10 @@ class PPOStep:
             shards = self.shards(step, summary, minibatches[wave], balancers)
             scored.append(self._score(call, summary, shards))
         with timeline.phase("score"):
-            for wave in scored:
-                for role, calls in (("policy", wave.old), ("reference", wave.reference), ("critic", wave.values)):
+            for each in scored:
+                for role, calls in (("policy", each.old), ("reference", each.reference), ("critic", each.values)):
                     timeline.busy.extend((role, busy) for busy in self.waiter.wait(calls))
-                for calls in wave.scores:
+                for calls in each.scores:
                     timeline.busy.extend(("reward", busy) for busy in self.waiter.wait(calls))
         with timeline.phase("experience"):
             built = [self._build_experience(step, wave, kl_coef) for wave in scored]
@@ -171,13 +172,17 @@ class PPOStep:
         scores = []
         if "reward" in groups:
             scores.append(groups["reward"].call_each(Reward.score, args["reward"], two_results=True))
-        scores.extend(groups[name].call_each(RewardWorker.score, args[name], two_results=True) for name in self.reward_functions)
+        scores.extend(
+            groups[name].call_each(RewardWorker.score, args[name], two_results=True) for name in self.reward_functions
+        )
         return ScoredWave(
             summary=summary,
             shards=shards,
             old=groups["policy"].call_each(Policy.logprobs, args["policy"], two_results=True),
             reference=(
-                groups["reference"].call_each(Reference.logprobs, args["reference"], two_results=True) if self.plan.needs_reference else []
+                groups["reference"].call_each(Reference.logprobs, args["reference"], two_results=True)
+                if self.plan.needs_reference
+                else []
             ),
             values=groups["critic"].call_each(Critic.values, args["critic"]),
             scores=scores,
@@ -192,7 +197,9 @@ class PPOStep:
         for rank, shard in enumerate(wave.shards["critic"]):
             old = _speaking_of(shard, wave.shards["policy"], wave.old)
             reference = _speaking_of(shard, wave.shards["reference"], wave.reference) if wave.reference else []
-            scores = [_speaking_of(shard, wave.shards[role], calls) for role, calls in zip(scorers, wave.scores, strict=True)]
+            scores = [
+                _speaking_of(shard, wave.shards[role], calls) for role, calls in zip(scorers, wave.scores, strict=True)
+            ]
             order = ExperienceOrder(
                 step=step,
                 wave=shard.wave,
@@ -222,7 +229,9 @@ class PPOStep:
 
     def _minibatches(self, step: int, *, epoch: int) -> list[int]:
         ppo = self.config.ppo
-        return minibatches_of(self.plan.trajectories_per_step, ppo.minibatches, seed=self.config.run.seed, step=step, epoch=epoch)
+        return minibatches_of(
+            self.plan.trajectories_per_step, ppo.minibatches, seed=self.config.run.seed, step=step, epoch=epoch
+        )
 
     def _budgets(self) -> dict[str, int]:
         """Token budget of each role's micro-batches; reward functions read text, not micro-batches."""
@@ -236,13 +245,18 @@ class PPOStep:
             engines["reward"] = config.reward.model.engine
         return {role: engine.micro_batch_tokens for role, engine in engines.items()}
 
-    def shards(self, step: int, summary: WaveSummary, minibatches: Sequence[int], balancers: dict[str, Balancer]) -> dict[str, list[WaveShard]]:
+    def shards(
+        self, step: int, summary: WaveSummary, minibatches: Sequence[int], balancers: dict[str, Balancer]
+    ) -> dict[str, list[WaveShard]]:
         """Every role's ranks for a wave's trajectories, with micro-batches in lockstep."""
         budgets = self._budgets()
         result = {}
         for role, balancer in balancers.items():
             ranks = balancer.assign(summary.lengths, minibatches)
-            packed = [pack({i: summary.lengths[i] for i in indices}, budgets[role]) if role in budgets else [indices] for indices in ranks]
+            packed = [
+                pack({i: summary.lengths[i] for i in indices}, budgets[role]) if role in budgets else [indices]
+                for indices in ranks
+            ]
             result[role] = [
                 WaveShard(step=step, wave=summary.wave, indices=indices, micro_batches=micro_batches)
                 for indices, micro_batches in zip(ranks, lockstep(packed), strict=True)
@@ -273,11 +287,21 @@ class PPOStep:
         return self.groups["policy"].call_each(Policy.update, policy), critic_calls
 
     def _update_shards(
-        self, step: int, role: str, waves: Sequence[WaveSummary], shards: Sequence[dict[str, list[WaveShard]]], moments: Moments
+        self,
+        step: int,
+        role: str,
+        waves: Sequence[WaveSummary],
+        shards: Sequence[dict[str, list[WaveShard]]],
+        moments: Moments,
     ) -> list[UpdateShard]:
         """What each rank of a role does: minibatches by the run's seed, micro-batches by lengths, the same number on every rank."""
         ppo, budget = self.config.ppo, self._budgets()[role]
-        rank_of = {(w.wave, i): rank for w, of in zip(waves, shards, strict=True) for rank, s in enumerate(of[role]) for i in s.indices}
+        rank_of = {
+            (w.wave, i): rank
+            for w, of in zip(waves, shards, strict=True)
+            for rank, s in enumerate(of[role])
+            for i in s.indices
+        }
         lengths = {(w.wave, i): length for w in waves for i, length in enumerate(w.lengths)}
         num_tokens = {(w.wave, i): num for w in waves for i, num in enumerate(w.num_loss_tokens)}
         num_ranks = len(self.groups[role])
@@ -286,16 +310,24 @@ class PPOStep:
             minibatch_of = dict(zip(lengths, self._minibatches(step, epoch=epoch), strict=True))
             for minibatch in range(ppo.minibatches):
                 keys = [key for key in lengths if minibatch_of[key] == minibatch]
-                packed = [pack({key: lengths[key] for key in keys if rank_of[key] == rank}, budget) for rank in range(num_ranks)]
+                packed = [
+                    pack({key: lengths[key] for key in keys if rank_of[key] == rank}, budget)
+                    for rank in range(num_ranks)
+                ]
                 lr = self._learning_rate(step, epoch * ppo.minibatches + minibatch, role)
                 for rank, micro_batches in enumerate(lockstep(packed)):
                     ranks[rank].append(
                         MinibatchShard(
-                            micro_batches=micro_batches, num_tokens=sum(num_tokens[key] for key in keys), num_trajectories=len(keys), lr=lr
+                            micro_batches=micro_batches,
+                            num_tokens=sum(num_tokens[key] for key in keys),
+                            num_trajectories=len(keys),
+                            lr=lr,
                         )
                     )
         whitening = moments if ppo.whiten_advantages else None
-        return [UpdateShard(step=step, minibatches=tuple(minibatches), advantage_moments=whitening) for minibatches in ranks]
+        return [
+            UpdateShard(step=step, minibatches=tuple(minibatches), advantage_moments=whitening) for minibatches in ranks
+        ]
 
     def _learning_rate(self, step: int, update: int, role: str) -> float:
         """Of the given update (from 0) of a PPO step (from 1)."""
@@ -327,8 +359,7 @@ class PPOStep:
             for role in ("policy", "critic"):
                 args = [(shard, entry.trajectory_files[w]) for shard in shards[role]]
                 self.waiter.wait(self.groups[role].call_each(Trainer.restore_wave, args))
-        moments = entry.advantage_moments
-        return Collected(waves=entry.waves, summaries=(), advantages=(), reference=(), moments=moments)
+        return Collected(waves=entry.waves, summaries=(), advantages=(), reference=(), moments=entry.advantage_moments)
 
     # -- turns on shared GPUs
 
@@ -350,7 +381,7 @@ class PPOStep:
         self.waiter.wait([call for role in ("policy", "critic") for call in self.groups[role].call(Trainer.end_step)])
 
 
-def _speaking_of(shard: WaveShard, others: Sequence[WaveShard], calls: Sequence[Call]) -> list:
+def _speaking_of(shard: WaveShard, others: Sequence[WaveShard], calls: Sequence[Call]) -> list[Any]:
     """Of another role's results for the wave, those of ranks that hold any of this shard's trajectories. By reference."""
     mine = set(shard.indices)
     return [call.big for other, call in zip(others, calls, strict=True) if mine.intersection(other.indices)]

@@ -1,6 +1,6 @@
 """Stage `reward`: optimizer step after optimizer step on ranked groups, evaluated on held-out ones, exported with the evaluation.
 
-    groups ─► ranks (balanced by tokens) ─► reward.update ─► ledger ─► checkpoint ─► ... ─► reward.evaluate ─► export
+groups ─► ranks (balanced by tokens) ─► reward.update ─► ledger ─► checkpoint ─► ... ─► reward.evaluate ─► export
 """
 
 from __future__ import annotations
@@ -73,9 +73,13 @@ class RewardLoop:
                 self.waiter.wait(self.group.call(RewardTrainer.load, str(self.checkpoints.folder(self.step))))
 
     def _step(self, step: int) -> SupervisedEntry:
-        reports: list[UpdateReport] = self.waiter.wait(self.group.call_each(RewardTrainer.update, [(s,) for s in self._shards(step)]))
+        reports: list[UpdateReport] = self.waiter.wait(
+            self.group.call_each(RewardTrainer.update, [(s,) for s in self._shards(step)])
+        )
         metrics = whole_minibatches(reports)[0]
-        metrics["tokens_per_s"] = sum(self.lengths[i] for i in self._groups_of(step)) / max(r.busy.seconds for r in reports)
+        metrics["tokens_per_s"] = sum(self.lengths[i] for i in self._groups_of(step)) / max(
+            r.busy.seconds for r in reports
+        )
         metrics |= peak_memory({"reward": self.group}, self.waiter)
         last = step == self.total_steps
         if step % self.config.training.evaluate_every == 0 and not last:
@@ -112,7 +116,9 @@ class RewardLoop:
             final_frac=optimizer.final_lr_frac,
         )
         micro_batches = split(groups, self.lengths, len(self.group), self.config.model.engine.micro_batch_tokens)
-        return [RankingShard(step=step, micro_batches=batches, num_groups=len(groups), lr=lr) for batches in micro_batches]
+        return [
+            RankingShard(step=step, micro_batches=batches, num_groups=len(groups), lr=lr) for batches in micro_batches
+        ]
 
     def _commit(self, entry: SupervisedEntry, *, again: bool) -> None:
         if not again:
@@ -135,13 +141,17 @@ class RewardLoop:
             self.checkpoints.commit(self.step, {"reward": [file for files in written for file in files]}, {})
 
 
-def split(groups: Sequence[int], lengths: Sequence[int], num_ranks: int, budget: int) -> list[tuple[tuple[int, ...], ...]]:
+def split(
+    groups: Sequence[int], lengths: Sequence[int], num_ranks: int, budget: int
+) -> list[tuple[tuple[int, ...], ...]]:
     """Micro-batches of ranked groups for each rank: balanced by tokens, in lockstep."""
     ranks = Balancer(num_ranks).assign([lengths[i] for i in groups], [0] * len(groups))
     return lockstep([pack({groups[at]: lengths[groups[at]] for at in of_rank}, budget) for of_rank in ranks])
 
 
-def evaluate(group: Group, waiter: Waiter, config: RewardStage, lengths: Sequence[int], num_train: int) -> RewardEvaluation:
+def evaluate(
+    group: Group, waiter: Waiter, config: RewardStage, lengths: Sequence[int], num_train: int
+) -> RewardEvaluation:
     """Scores the held-out groups on all ranks and has rank 0 sum them up."""
     held_out = range(num_train, len(lengths))
     shards = split(held_out, lengths, len(group), config.model.engine.micro_batch_tokens)

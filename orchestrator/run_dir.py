@@ -33,7 +33,7 @@ def new_run(path: str, config_text: str) -> Iterator[Path]:
         UserError: where it is occupied or can't be written.
     """
     folder = Path(path).absolute()
-    made = _make(folder, path)
+    made = _make(folder)
     try:
         with locked(folder):
             _require_empty(folder, path)
@@ -123,7 +123,7 @@ def same_data(folder: Path, fingerprint: str, source: str) -> None:
         )
 
 
-def _make(folder: Path, path: str) -> list[Path]:
+def _make(folder: Path) -> list[Path]:
     """Makes the folder; those that were not there before, innermost first."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
@@ -154,7 +154,9 @@ def _write_config(folder: Path, text: str, path: str) -> None:
     try:
         create_only(folder / CONFIG_FILE, text.encode())
     except FileExistsError:
-        raise UserError(f"run.dir: {folder} was taken by another run at the same moment; allowed: {path} elsewhere") from None
+        raise UserError(
+            f"run.dir: {folder} was taken by another run at the same moment; allowed: {path} elsewhere"
+        ) from None
 
 
 def _never_began(folder: Path, error: BaseException) -> bool:

@@ -38,7 +38,9 @@ def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Calla
         assert isinstance(plan, PPOPlan)
         with progress.phase("checking data and models"):
             facts: PromptFacts = in_cluster(check_ppo, config, timeout_s=config.cluster.start_timeout_s)
-        progress.note(f"{facts.num_prompts} prompts, longest {facts.longest_tokens} tokens, {facts.num_dropped} left out for length")
+        progress.note(
+            f"{facts.num_prompts} prompts, longest {facts.longest_tokens} tokens, {facts.num_dropped} left out for length"
+        )
         same_data(run_dir, facts.fingerprint, config.data.path)
         on_ready(plan)
         with launched_roles(config, plan, ppo_roles(config, plan), run_dir, progress) as launched:
@@ -79,9 +81,18 @@ def ppo_roles(config: PPOStage, plan: PPOPlan) -> dict[str, RoleSpec]:
         "policy": RoleSpec(role_class=Policy, args=(config.policy, config.ppo, config.weight_sync, temperature)),
         "critic": RoleSpec(
             role_class=Critic,
-            args=(config.critic, config.ppo, config.reward, config.rollout.max_response_tokens, critic_model, policy_model),
+            args=(
+                config.critic,
+                config.ppo,
+                config.reward,
+                config.rollout.max_response_tokens,
+                critic_model,
+                policy_model,
+            ),
         ),
-        "reference": RoleSpec(role_class=Reference, args=(config.reference, config.reference.model or policy_model, temperature)),
+        "reference": RoleSpec(
+            role_class=Reference, args=(config.reference, config.reference.model or policy_model, temperature)
+        ),
         "rollout": RoleSpec(
             role_class=Rollout,
             args=(config.rollout, config.weight_sync, config.data, policy_model),
@@ -91,7 +102,9 @@ def ppo_roles(config: PPOStage, plan: PPOPlan) -> dict[str, RoleSpec]:
     if reward is not None:
         specs["reward"] = RoleSpec(role_class=Reward, args=(reward,))
     for number, function in enumerate(config.reward.functions):
-        specs[f"reward_function_{number}"] = RoleSpec(role_class=RewardWorker, args=(function, config.data, policy_model))
+        specs[f"reward_function_{number}"] = RoleSpec(
+            role_class=RewardWorker, args=(function, config.data, policy_model)
+        )
     return specs
 
 

@@ -8,7 +8,7 @@ At start comes the drill: perturbed weights are synced first, and the engines' a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors.group import Call
 from actors.policy import Policy
@@ -103,6 +103,6 @@ class WeightSync:
         """The gap between engines and policy; every rank of the policy computes all of it, so any rank's report will do."""
         return self._wait(self.policy.call(Policy.probe, *(call.ref for call in answers)))[0]
 
-    def _wait(self, calls: list[Call]) -> list:
+    def _wait(self, calls: list[Call]) -> list[Any]:
         # the sync has its own, shorter timeout inside; this one is for ranks that no longer answer at all
         return self.waiter.wait(calls, timeout_s=2 * self.config.timeout_s)

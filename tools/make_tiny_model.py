@@ -58,7 +58,9 @@ def make_prompts(file: Path) -> None:
     """64 questions."""
     colours, animals = "red blue green black white brown big small".split(), "cat dog bird fish horse mouse".split()
     states = ("hungry", "happy")
-    rows = [f"is the {colour} {animal} {state} ?" for colour, animal, state in itertools.product(colours, animals, states)]
+    rows = [
+        f"is the {colour} {animal} {state} ?" for colour, animal, state in itertools.product(colours, animals, states)
+    ]
     file.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows[:64]))
 
 

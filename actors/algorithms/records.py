@@ -152,7 +152,9 @@ class Experience:
         shape = self.trajectories.tokens.shape
         assert self.scores.shape == self.trajectories.truncated.shape
         for name in ("rewards", "old_logprobs", "reference_logprobs", "values", "advantages", "returns"):
-            assert getattr(self, name).shape == shape, f"{name} {tuple(getattr(self, name).shape)} is not {tuple(shape)}"
+            assert getattr(self, name).shape == shape, (
+                f"{name} {tuple(getattr(self, name).shape)} is not {tuple(shape)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

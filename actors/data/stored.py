@@ -88,7 +88,9 @@ def check_files(folder: Path, files: Sequence[WrittenFile]) -> list[Path]:
                 f"{path} can't be read ({error.strerror}): the step can't be replayed without its trajectories"
             ) from error
         if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise PreceptorError(f"{path} is damaged: its content is not what the ledger says; the step can't be replayed from it")
+            raise PreceptorError(
+                f"{path} is damaged: its content is not what the ledger says; the step can't be replayed from it"
+            )
         paths.append(path)
     return paths
 

@@ -29,9 +29,10 @@ from actors.engine.packing import check_packing
 from actors.engine.perturbation import Kept, perturb, restore
 from actors.engine.residence import Residence
 from actors.engine.sharding import DTYPES, deepspeed_config, full_shape, gathered
-from actors.engine.state_files import StateFile, read_states, write_states
+from actors.engine.state_files import read_states, write_states
 from actors.errors import NotFinite
 from actors.models.wrapped import WrappedModel
+from actors.tasks import WrittenFile
 from configs.schema.engine import EngineConfig, OptimizerConfig
 
 Outputs = tuple[Tensor, ...]
@@ -203,7 +204,7 @@ class Engine:
 
     # Training state
 
-    def state_out(self, folder: str | Path) -> list[StateFile]:
+    def state_out(self, folder: str | Path) -> list[WrittenFile]:
         """Writes this rank's share of master weights, Adam's moments and step count; returns the files that this rank wrote."""
         assert self._states is not None, "a frozen model has no training state"
         files = write_states(self._module.hf_parameters(), self._states, Path(folder))

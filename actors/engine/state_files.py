@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from actors.engine.optimizer_states import MOMENTS, OptimizerStates
 from actors.engine.sharding import full_shape
 from actors.errors import UserError
+from actors.tasks import WrittenFile
 
 FORMAT = "preceptor-training-state-1"
 PATTERN = "state-*.safetensors"
@@ -27,19 +27,9 @@ PATTERN = "state-*.safetensors"
 FILE_BYTES = 2 * 1024**3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateFile:
-    """One file that was written, for a manifest."""
-
-    name: str
-    """Relative to the folder."""
-    sha256: str
-    num_bytes: int
-
-
 def write_states(
     parameters: Mapping[str, nn.Parameter], states: OptimizerStates, folder: Path, *, file_bytes: int = FILE_BYTES
-) -> list[StateFile]:
+) -> list[WrittenFile]:
     """Writes this rank's share of the training state into `folder` (collective) and says which files that made.
 
     Parameters go round the ranks by size, so that each writes about as much. One parameter at a time is whole on every rank.
@@ -48,7 +38,7 @@ def write_states(
     owners = share_out({name: full_shape(p).numel() for name, p in parameters.items()}, dist.get_world_size())
     metadata = {"format": FORMAT, "num_steps": str(states.num_steps())}
     folder.mkdir(parents=True, exist_ok=True)
-    files: list[StateFile] = []
+    files: list[WrittenFile] = []
     held: dict[str, Tensor] = {}
 
     def flush() -> None:
@@ -127,10 +117,10 @@ def share_out(sizes: Mapping[str, int], num_ranks: int) -> dict[str, int]:
     return owners
 
 
-def describe_file(path: Path) -> StateFile:
+def describe_file(path: Path) -> WrittenFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return StateFile(name=path.name, sha256=digest, num_bytes=path.stat().st_size)
+    return WrittenFile(name=path.name, sha256=digest, num_bytes=path.stat().st_size)
 
 
 def _read(path: Path, key: str) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from actors.errors import SyncFailed
 
 DRILL_CONTRAST = 3.0
-"""The drill's perturbed weights must move the answers by at least this many times the gap that remains, or agreement would prove nothing."""
+"""The drill's perturbed weights must move the answers by at least this many times the gap that remains, or it proves nothing."""
 DRILL_FLOOR = 1e-4
 """The least gap that counts as remaining, in nats: a sync that changed next to nothing proves nothing, however exact."""
 
@@ -124,8 +124,8 @@ def check_drill(with_perturbed: ProbeReport, with_real: ProbeReport, tolerance: 
     needed = DRILL_CONTRAST * max(with_perturbed.mean_gap, DRILL_FLOOR)
     if with_real.mean_gap < needed:
         raise SyncFailed(
-            f"the drill's perturbed weights moved the answers by {with_real.mean_gap:.3g} in the mean, less than the {needed:.3g} that would "
-            f"tell them from the gap that remains ({with_perturbed.mean_gap:.3g}): the drill proves nothing"
+            f"the drill's perturbed weights moved the answers by {with_real.mean_gap:.3g} in the mean, less than the {needed:.3g} that "
+            f"would tell them from the gap that remains ({with_perturbed.mean_gap:.3g}): the drill proves nothing"
         )
 
 

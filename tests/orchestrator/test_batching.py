@@ -32,7 +32,9 @@ def test_loads_carry_over_from_wave_to_wave() -> None:
 
 
 @given(lengths=LENGTHS, num_ranks=st.integers(1, 5), num_minibatches=st.integers(1, 3), data=st.data())
-def test_every_trajectory_has_one_rank(lengths: list[int], num_ranks: int, num_minibatches: int, data: st.DataObject) -> None:
+def test_every_trajectory_has_one_rank(
+    lengths: list[int], num_ranks: int, num_minibatches: int, data: st.DataObject
+) -> None:
     minibatches = [data.draw(st.integers(0, num_minibatches - 1)) for _ in lengths]
     ranks = Balancer(num_ranks).assign(lengths, minibatches)
     assert sorted(i for rank in ranks for i in rank) == list(range(len(lengths)))
@@ -89,7 +91,10 @@ def test_minibatches_are_equally_large(size: int, num: int, step: int, epoch: in
     assert Counter(minibatches) == dict.fromkeys(range(num), size)
 
 
-@given(lengths=st.lists(st.integers(1, 64), min_size=4, max_size=24), ranks=st.lists(st.integers(1, 4), min_size=2, max_size=2))
+@given(
+    lengths=st.lists(st.integers(1, 64), min_size=4, max_size=24),
+    ranks=st.lists(st.integers(1, 4), min_size=2, max_size=2),
+)
 def test_what_a_minibatch_holds_does_not_depend_on_ranks(lengths: list[int], ranks: list[int]) -> None:
     lengths = lengths[: len(lengths) // 2 * 2]
     minibatches = minibatches_of(len(lengths), 2, seed=0, step=1, epoch=0)

@@ -14,7 +14,7 @@ from orchestrator.leftovers import MARK, marked, nothing_left
 ROOT = Path(__file__).resolve().parents[2]
 SLEEPER = "import time; time.sleep(300)"
 # deaf to everything but SIGKILL, in a session of its own, orphaned at birth
-DEAF = f"""
+DEAF = """
 import subprocess, sys
 code = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; print('up', flush=True); time.sleep(300)"
 subprocess.Popen([sys.executable, "-c", code], start_new_session=True)

@@ -16,7 +16,10 @@ def test_contributions_are_summed_and_maxima_are_maxima() -> None:
     first = report({"loss": 0.25, "max_ratio": 2.0}, {"loss": 1.0, "max_ratio": 1.0}, norms=(3.0, 4.0))
     second = report({"loss": 0.5, "max_ratio": 5.0}, {}, norms=(3.0, 4.0))  # only dummies in its second minibatch
     whole = whole_minibatches([first, second])
-    assert whole == ({"loss": 0.75, "max_ratio": 5.0, "grad_norm": 3.0}, {"loss": 1.0, "max_ratio": 1.0, "grad_norm": 4.0})
+    assert whole == (
+        {"loss": 0.75, "max_ratio": 5.0, "grad_norm": 3.0},
+        {"loss": 1.0, "max_ratio": 1.0, "grad_norm": 4.0},
+    )
     assert minibatch_metrics("policy", whole) == {
         "policy/loss": 0.875,
         "policy/max_ratio": 5.0,

@@ -28,10 +28,15 @@ def test_nothing_is_left_of_a_run_that_never_began(tmp_path: Path, exists: bool,
     if exists:
         folder.mkdir(parents=True)
     before = tree(tmp_path)
-    with pytest.raises(type(error)), new_run(str(folder), "stage: ppo\n") as run_dir:
-        (run_dir / "logs").mkdir()
-        (run_dir / "logs" / "driver.log").write_text("x")
-        raise error
+
+    def begin() -> None:
+        with new_run(str(folder), "stage: ppo\n") as run_dir:
+            (run_dir / "logs").mkdir()
+            (run_dir / "logs" / "driver.log").write_text("x")
+            raise error
+
+    with pytest.raises(type(error)):
+        begin()
     assert tree(tmp_path) == before
 
 
@@ -47,12 +52,17 @@ def test_a_link_to_a_folder_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("committed", [False, True])
 def test_what_has_begun_stays(tmp_path: Path, committed: bool) -> None:
     error = UserError("bad") if committed else PreceptorError("a role failed")
-    with pytest.raises(PreceptorError), new_run(str(tmp_path / "run"), "stage: ppo\n") as run_dir:
-        if committed:
-            Ledger(run_dir / "judge", SupervisedEntry).commit(SupervisedEntry(step=1, digest="", metrics={}))
-        else:
-            (run_dir / "plan.json").write_text("{}")
-        raise error
+
+    def begin() -> None:
+        with new_run(str(tmp_path / "run"), "stage: ppo\n") as run_dir:
+            if committed:
+                Ledger(run_dir / "judge", SupervisedEntry).commit(SupervisedEntry(step=1, digest="", metrics={}))
+            else:
+                (run_dir / "plan.json").write_text("{}")
+            raise error
+
+    with pytest.raises(PreceptorError):
+        begin()
     with existing_run(str(tmp_path / "run")) as run_dir:
         assert (run_dir / "config.yaml").read_text() == "stage: ppo\n"
 

@@ -172,13 +172,15 @@ def test_anything_else_names_the_rank_the_call_and_the_log(crew: Crew) -> None:
     group = crew.add("policy", 1)
     connect(group, {}, waiter=crew.waiter, timeout_s=60.0)
     log = re.escape(str(crew.run_dir / "logs" / "policy-0.log"))
-    with pytest.raises(RoleFailed, match=rf"policy rank 0 failed at start: rank_squared: TypeError: .*; its log: {log}"):
+    with pytest.raises(
+        RoleFailed, match=rf"policy rank 0 failed at start: rank_squared: TypeError: .*; its log: {log}"
+    ):
         crew.waiter.wait(group.call(Worker.rank_squared, "text"))
 
 
 def test_an_actor_that_can_not_be_made_says_why(crew: Crew) -> None:
     group = crew.add("rollout", 1, Stillborn)
-    with pytest.raises(RoleFailed, match="rollout rank 0 failed at start: .*ImportError: no such library"):
+    with pytest.raises(RoleFailed, match=r"rollout rank 0 failed at start: .*ImportError: no such library"):
         connect(group, {}, waiter=crew.waiter, timeout_s=60.0)
 
 
@@ -196,5 +198,7 @@ def test_a_failure_in_the_background_ends_the_wait(crew: Crew) -> None:
 
 
 def test_a_group_that_does_not_fit_says_what_is_lacking(cluster: None) -> None:
-    with pytest.raises(PreceptorError, match=r"group 'policy' could not be placed within 0\.5 s: it needs \[\{'CPU': 99\}\]"):
+    with pytest.raises(
+        PreceptorError, match=r"group 'policy' could not be placed within 0\.5 s: it needs \[\{'CPU': 99\}\]"
+    ):
         place("policy", [{"CPU": 99}], timeout_s=0.5)

@@ -45,7 +45,10 @@ class Difference:
         return max(self.updates.values())
 
     def __str__(self) -> str:
-        number, update = max(self.numbers, key=self.numbers.__getitem__), max(self.updates, key=self.updates.__getitem__)
+        number, update = (
+            max(self.numbers, key=self.numbers.__getitem__),
+            max(self.updates, key=self.updates.__getitem__),
+        )
         return f"numbers {self.worst_number:.1e} ({number}), updates {self.worst_update:.1e} ({update})"
 
 
@@ -62,7 +65,12 @@ def compare(run: Run) -> Difference:
             change = theirs[name] - start
             assert change.norm() > 0, f"{role}/{name} was not trained"
             updates[f"{role}/{name}"] = float((ours[name] - start - change).norm() / change.norm())
-    return Difference(numbers=compare_numbers([entry.updates for entry in run.entries], [e.metrics["kl"] for e in run.entries], result), updates=updates)
+    return Difference(
+        numbers=compare_numbers(
+            [entry.updates for entry in run.entries], [e.metrics["kl"] for e in run.entries], result
+        ),
+        updates=updates,
+    )
 
 
 def compare_numbers(ledger: Sequence[Mapping[str, Any]], kl: Sequence[float], result: Result) -> dict[str, float]:
@@ -134,7 +142,10 @@ def plain_optimizer(config: OptimizerConfig, total_updates: int) -> Optimizer:
 
 def stored_step(run: Run, step: int) -> Step:
     """A step's trajectories from the run's files in the order of their ids, and the minibatches that the run's seed gives."""
-    rows = sorted((row for file in trajectory_files(run.folder, step) for row in pq.read_table(file).to_pylist()), key=lambda row: row["id"])
+    rows = sorted(
+        (row for file in trajectory_files(run.folder, step) for row in pq.read_table(file).to_pylist()),
+        key=lambda row: row["id"],
+    )
     ppo = run.config.ppo
     minibatches = []
     for epoch in range(ppo.epochs):

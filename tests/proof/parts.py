@@ -148,6 +148,7 @@ class Parts:
         self._launched: list[Launched] = []
         self._engines: dict[bool, Launched] = {}
         self._trainers: dict[int, Launched] = {}
+        self._reference: Launched | None = None
         self._num_runs = 0
 
     # -- configs
@@ -157,7 +158,11 @@ class Parts:
         engine = {"zero_stage": setting.zero_stage, "micro_batch_tokens": setting.micro_batch_tokens, **setting.engine}
         # eps well above the rounding of a gradient: else, where a gradient is nearly 0, Adam divides rounding by rounding
         optimizer = {"lr": 1e-4, "eps": 1e-4, "weight_decay": 0.01, "max_grad_norm": 1.0, **setting.optimizer}
-        trainer = {"engine": engine, "optimizer": optimizer, "placement": {"num_ranks": setting.num_ranks, "threads_per_rank": 1}}
+        trainer = {
+            "engine": engine,
+            "optimizer": optimizer,
+            "placement": {"num_ranks": setting.num_ranks, "threads_per_rank": 1},
+        }
         critic = {"init_from": "policy"} if setting.new_head else {"init_from": "model", "model": self.critic}
         return PPOStage.model_validate(
             {
@@ -176,7 +181,14 @@ class Parts:
                     "stop_token_ids": END_TOKENS,
                     "threads_per_engine": 1,
                 },
-                "ppo": {"steps": setting.steps, "prompts_per_step": 8, "minibatches": 2, "epochs": 2, **CLIPS, **setting.ppo},
+                "ppo": {
+                    "steps": setting.steps,
+                    "prompts_per_step": 8,
+                    "minibatches": 2,
+                    "epochs": 2,
+                    **CLIPS,
+                    **setting.ppo,
+                },
             }
         )
 
@@ -186,11 +198,15 @@ class Parts:
         """All steps of a setting through the orchestrator's own loop, every tensor in the roles' own processes."""
         loop = self.loop(setting, faults=faults)
         loop.run()
-        loop.waiter.wait(loop.groups["critic"].call(Trainer.export, str(loop.run_dir / "critic"), loop.config.policy.model))
+        loop.waiter.wait(
+            loop.groups["critic"].call(Trainer.export, str(loop.run_dir / "critic"), loop.config.policy.model)
+        )
         entries = [loop.ledger.read(step) for step in range(1, loop.config.ppo.steps + 1)]
         return Run(setting=setting, config=loop.config, folder=loop.run_dir, entries=entries)
 
-    def loop(self, setting: Setting, *, faults: Mapping[str, str] | None = None, run_dir: Path | None = None) -> PPOLoop:
+    def loop(
+        self, setting: Setting, *, faults: Mapping[str, str] | None = None, run_dir: Path | None = None
+    ) -> PPOLoop:
         """The loop over freshly loaded models, not yet run, in a new folder or in that of an earlier run."""
         self._num_runs += 1
         run_dir = run_dir or self.folder / f"run-{self._num_runs}"
@@ -212,9 +228,11 @@ class Parts:
         if setting.tied not in self._engines:
             self._engines[setting.tied] = self._start(config, plan, ["rollout", "reward_function_0"])
         if setting.num_ranks not in self._trainers:
-            self._trainers[setting.num_ranks] = self._start(config, plan, ["policy", "critic", "reference"])
+            self._trainers[setting.num_ranks] = self._start(config, plan, ["policy", "critic"])
+        if self._reference is None:
+            self._reference = self._start(config, plan, ["reference"])
         launched = Launched(config.cluster, config.run, Path(config.run.dir))
-        for part in (self._engines[setting.tied], self._trainers[setting.num_ranks]):
+        for part in (self._engines[setting.tied], self._trainers[setting.num_ranks], self._reference):
             launched.groups |= {name: group for name, group in part.groups.items() if name in plan.roles}
         for group in launched.groups.values():
             launched.waiter.watch(group)
@@ -233,13 +251,17 @@ class Parts:
         launched = Launched(config.cluster, config.run, Path(config.run.dir))
         self._launched.append(launched)
         launched.spawn(only, again)
-        launched.load({name: Again.stand_by if issubclass(spec.role_class, Again) else spec.role_class.start for name, spec in again.items()})
+        launched.load(
+            {
+                name: Again.stand_by if issubclass(spec.role_class, Again) else spec.role_class.start
+                for name, spec in again.items()
+            }
+        )
         return launched
 
     def stop(self) -> None:
         for launched in self._launched:
             launched.stop()
-
 
 
 @contextmanager

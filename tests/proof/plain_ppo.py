@@ -83,7 +83,9 @@ class Result:
 
 
 class PlainPPO:
-    def __init__(self, policy: str, critic: str, numbers: Numbers, of_policy: Optimizer, of_critic: Optimizer, *, new_head: bool) -> None:
+    def __init__(
+        self, policy: str, critic: str, numbers: Numbers, of_policy: Optimizer, of_critic: Optimizer, *, new_head: bool
+    ) -> None:
         load = transformers.AutoModelForCausalLM.from_pretrained
         self.policy = load(policy, dtype=torch.float32, attn_implementation="eager")
         self.reference = load(policy, dtype=torch.float32, attn_implementation="eager")

@@ -96,7 +96,13 @@ def test_three_steps_end_where_the_plain_script_ends(parts: Parts, setting: Sett
 def test_kl_in_the_loss_dual_clip_clip_higher_sequence_mean_entropy_warm_up_and_checkpointing(parts: Parts) -> None:
     run = parts.run(OTHER_LOSS)
 
-    for name in ("policy/clip_frac", "policy/dual_clip_frac", "critic/value_clip_frac", "policy/kl_loss", "policy/entropy"):
+    for name in (
+        "policy/clip_frac",
+        "policy/dual_clip_frac",
+        "critic/value_clip_frac",
+        "policy/kl_loss",
+        "policy/entropy",
+    ):
         assert max(entry.metrics[name] for entry in run.entries) > 0, name
     require_parity(run)
 
@@ -149,7 +155,10 @@ def move_rollout_logprobs(run: Run) -> LedgerEntry:
             path = run.folder / file.name
             table = pq.read_table(path)
             rows = [
-                [value + (0.6 * float(torch.randn((), generator=generator)) if chosen else 0.0) for value, chosen in zip(*row, strict=True)]
+                [
+                    value + (0.6 * float(torch.randn((), generator=generator)) if chosen else 0.0)
+                    for value, chosen in zip(*row, strict=True)
+                ]
                 for row in zip(table["rollout_logprobs"].to_pylist(), table["loss_mask"].to_pylist(), strict=True)
             ]
             column = table.schema.get_field_index("rollout_logprobs")

@@ -28,7 +28,7 @@ GONE_S = 30.0
 
 T = TypeVar("T")
 
-REWARDS = '''
+REWARDS = """
 import json
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def pays(prompt, response):
                 raise ValueError("no reward for this one")
             return float("nan")
     return response.split().count("yes") / 4 + 0.1 * len(response.split())
-'''
+"""
 
 
 def make_project(folder: Path) -> Path:
@@ -75,7 +75,12 @@ def ppo_config(**changes: Any) -> dict[str, Any]:
         "critic": {"init_from": "policy", **small},
         "reference": {"engine": {"micro_batch_tokens": 64}, "placement": {"threads_per_rank": 1}},
         "reward": {"functions": [{"function": "paying:pays", "retries": 0}]},
-        "rollout": {"responses_per_prompt": 2, "max_response_tokens": 6, "prompts_per_wave": 2, "threads_per_engine": 1},
+        "rollout": {
+            "responses_per_prompt": 2,
+            "max_response_tokens": 6,
+            "prompts_per_wave": 2,
+            "threads_per_engine": 1,
+        },
         "ppo": {
             "steps": 6,
             "prompts_per_step": 4,
@@ -171,7 +176,11 @@ class Driver:
 
     def ended(self, *, timeout_s: float) -> int:
         """Waits for the driver's end and gives its exit code."""
-        return until(lambda: [self.process.returncode] if self.process.poll() is not None else [], self._still(), timeout_s=timeout_s)[0]
+        return until(
+            lambda: [self.process.returncode] if self.process.poll() is not None else [],
+            self._still(),
+            timeout_s=timeout_s,
+        )[0]
 
     def _still(self) -> str:
         return f"the driver's end; its output:\n{self.output}"
@@ -179,7 +188,9 @@ class Driver:
     def processes(self) -> list[int]:
         """Every live process that the driver or one of its children has started."""
         mine = f"{MARK}={self.mark}".encode()
-        return [pid for pid in all_processes() if mine in _read(f"/proc/{pid}/environ").split(b"\0") and pid != os.getpid()]
+        return [
+            pid for pid in all_processes() if mine in _read(f"/proc/{pid}/environ").split(b"\0") and pid != os.getpid()
+        ]
 
     def nothing_left(self, *, timeout_s: float = GONE_S) -> None:
         """Waits until no process of the run is left."""
@@ -216,7 +227,9 @@ class Driver:
 
         def find() -> list[int]:
             assert self.process.poll() is None, f"the driver ended before {role} rank {rank} was there:\n{self.output}"
-            return [pid for pid in self.processes() if _link(f"/proc/{pid}/fd/1") == log and title(pid).startswith("ray::")]
+            return [
+                pid for pid in self.processes() if _link(f"/proc/{pid}/fd/1") == log and title(pid).startswith("ray::")
+            ]
 
         return until(find, f"{role} rank {rank}", timeout_s=START_S)[0]
 
@@ -248,7 +261,10 @@ def fails(driver: Driver, text: str, *, timeout_s: float = GONE_S) -> str:
     """Waits for the driver to fail: exit code 1, a message with `text`, nothing left behind. Gives the output as one line."""
     at = time.monotonic()
     code = driver.ended(timeout_s=timeout_s)
-    print(f"{text}: {time.monotonic() - at:.1f} s to the end, {steps_committed(driver.run_dir)} steps committed", flush=True)
+    print(
+        f"{text}: {time.monotonic() - at:.1f} s to the end, {steps_committed(driver.run_dir)} steps committed",
+        flush=True,
+    )
     driver.nothing_left(timeout_s=1.0)
     said = " ".join(driver.output.split())
     assert code == 1, driver.output

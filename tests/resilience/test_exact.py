@@ -91,7 +91,9 @@ def damage(file: Path) -> None:
 
 
 def controllers(run_dir: Path) -> list[str]:
-    return [json.dumps(json.loads(path.read_bytes())["kl_controller"]) for path in sorted(run_dir.glob("ledger/*.json"))]
+    return [
+        json.dumps(json.loads(path.read_bytes())["kl_controller"]) for path in sorted(run_dir.glob("ledger/*.json"))
+    ]
 
 
 def weights(run_dir: Path) -> str:

@@ -65,7 +65,11 @@ def test_a_pipeline_goes_on_where_it_was_broken_off(project: Path, reference: Pa
         assert driver.ended(timeout_s=START_S) == 130, driver.output
         driver.nothing_left(timeout_s=1.0)
     assert f"preceptor resume {run_dir}\n" in driver.output
-    first = {path: path.read_bytes() for path in (run_dir / "judge").rglob("*") if path.is_file() and path.name != "driver.lock"}
+    first = {
+        path: path.read_bytes()
+        for path in (run_dir / "judge").rglob("*")
+        if path.is_file() and path.name != "driver.lock"
+    }
     with resumed(project, run_dir) as driver:
         finish(driver)
     assert "stage judge is finished already" in driver.output

@@ -29,7 +29,7 @@ from configs.schema.rollout import RolloutConfig, WeightSyncConfig
 ROOT = Path(__file__).resolve().parents[3]
 PROMPTS = ["hello cat", "what is two plus three ?", "why the red bird and the blue fish ?", "the sun", "she is where ?"]
 TOLERANCE = 1e-4
-WAIT_S = 120.0
+WAIT_S = 240.0
 VOCAB_SIZE = 4001
 """Makes the tiny models' embedding large enough for more than one bucket of 1 MiB; no multiple of 64, to which vLLM pads it."""
 
@@ -132,7 +132,7 @@ def _forget(rollout: Rollout) -> None:
 def start_pair(model: Path, folder: Path, config: RolloutConfig, **sync: Any) -> Pair:
     """Starts the engine; it has no weights until the first sync."""
     environment: Mapping[str, str] = engine_environment(config, 1, "cpu")
-    weight_sync = WeightSyncConfig.model_validate({"bucket_mib": 1, "timeout_s": 60, **sync})
+    weight_sync = WeightSyncConfig.model_validate({"bucket_mib": 1, "timeout_s": 120, **sync})
     engine = (
         ray.remote(OpenRollout)
         .options(num_cpus=1, runtime_env={"env_vars": dict(environment)})

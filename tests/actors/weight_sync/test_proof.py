@@ -151,7 +151,9 @@ def test_check_drill_wants_agreement_and_contrast() -> None:
         check_drill(report(2.0, mean=0.5), report(0.5e-4, mean=1e-5), 1e-4)
     with pytest.raises(SyncFailed, match="proves nothing"):  # the weights hardly changed
         check_drill(report(0.5e-4, mean=1e-6), report(2e-4, mean=2e-4), 1e-4)
-    with pytest.raises(SyncFailed, match="proves nothing"):  # a part of the change did not arrive, within a wide tolerance
+    with pytest.raises(
+        SyncFailed, match="proves nothing"
+    ):  # a part of the change did not arrive, within a wide tolerance
         check_drill(report(0.1, mean=0.2), report(0.3, mean=0.4), 0.15)
 
 

@@ -22,6 +22,7 @@ from actors.weight_sync.bucket import Bucket
 from actors.weight_sync.channel import Deadline, Engines
 from actors.weight_sync.cpu import CpuChannel
 from actors.weight_sync.nccl import NcclChannel
+from actors.weight_sync.proof import probe_gap
 from actors.weight_sync.reports import check_drill, check_probe
 from tests.actors.weight_sync.engine_parts import (
     TOLERANCE,
@@ -29,7 +30,6 @@ from tests.actors.weight_sync.engine_parts import (
     Pair,
     local_ray,
     plain_logprobs,
-    probe_gap,
     rollout_config,
     start_pair,
     unit,

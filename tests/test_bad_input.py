@@ -1,0 +1,214 @@
+"""Bad input on the command line: one readable message with key or file, what was got and what is allowed, and nothing left behind.
+
+Each case starts from a config that passes and spoils one thing. All go through `run --dry-run`, which makes the same checks as `run`;
+`tests/resilience` runs the rest (occupied and unwritable run directories, failing rewards) for real.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.cli import BAD_INPUT, FINE, main
+from tests.tiny_models import make_tiny_causal_lm, make_tiny_scalar, make_tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_causal_lm(folder / "policy", tied=True)
+    make_tiny_scalar(folder / "reward")
+    stats = {
+        "num_groups": 8,
+        "num_pairs": 8,
+        "pair_accuracy": 0.9,
+        "ece": 0.1,
+        "length_correlation": 0.0,
+        "mean": 0.5,
+        "std": 2.0,
+        "data_fingerprint": "f",
+    }
+    (folder / "reward" / "preceptor_reward.json").write_text(json.dumps(stats))
+    return folder
+
+
+class Job:
+    """A config that passes, and its files, to be spoilt."""
+
+    def __init__(self, folder: Path, models: Path) -> None:
+        self.folder = folder
+        for name in ("policy", "reward"):
+            shutil.copytree(models / name, folder / name)
+        self.prompts = folder / "prompts.jsonl"
+        self.prompts.write_text(
+            "".join(json.dumps({"prompt": f"what is {n} plus one ?"}) + "\n" for n in ("two", "three"))
+        )
+        self.config = folder / "config.yaml"
+        self.config.write_text(
+            yaml.safe_dump(
+                {
+                    "stage": "ppo",
+                    "run": {"dir": str(folder / "run")},
+                    "data": {"path": str(self.prompts), "max_prompt_tokens": 64},
+                    "policy": {"model": str(folder / "policy")},
+                    "reward": {"model": {"model": str(folder / "reward")}},
+                    "rollout": {"max_response_tokens": 16, "prompts_per_wave": 2},
+                    "ppo": {"steps": 1, "prompts_per_step": 2},
+                }
+            )
+        )
+
+    def edit(self, name: str, **changes: object) -> None:
+        """Changes keys of a JSON file."""
+        path = self.folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def run(self, *overrides: str) -> int:
+        return main(["run", str(self.config), "--dry-run", *overrides])
+
+
+@pytest.fixture
+def job(tmp_path: Path, models: Path) -> Job:
+    return Job(tmp_path, models)
+
+
+def test_the_config_that_is_spoilt_below_passes(job: Job) -> None:
+    assert job.run() == FINE
+    assert not (job.folder / "run").exists()
+
+
+def no_file(job: Job) -> list[str]:
+    job.prompts.unlink()
+    return []
+
+
+def empty_file(job: Job) -> list[str]:
+    job.prompts.write_text("")
+    return []
+
+
+def malformed_row(job: Job) -> list[str]:
+    job.prompts.write_text('{"prompt": "hello"}\n{"prompt": \n')
+    return []
+
+
+def row_without_prompt(job: Job) -> list[str]:
+    job.prompts.write_text('{"prompt": "hello"}\n{"question": "hello"}\n')
+    return []
+
+
+def long_prompt(job: Job) -> list[str]:
+    job.prompts.write_text(json.dumps({"prompt": "yes " * 100}) + "\n")
+    return []
+
+
+def longer_than_window(job: Job) -> list[str]:
+    job.edit("policy/config.json", max_position_embeddings=20)
+    return []
+
+
+def no_chat_template(job: Job) -> list[str]:
+    (job.folder / "policy" / "chat_template.jinja").unlink(missing_ok=True)
+    path = job.folder / "policy" / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "chat_template"}))
+    return []
+
+
+def no_end_token(job: Job) -> list[str]:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = job.folder / "policy" / name
+        if path.exists():
+            path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+    return []
+
+
+def other_tokenizer(job: Job) -> list[str]:
+    make_tiny_tokenizer(job.folder / "reward", vocab_size=120)
+    return []
+
+
+def no_model(job: Job) -> list[str]:
+    return [f"policy.model={job.folder / 'nowhere'}"]
+
+
+def reward_model_as_policy(job: Job) -> list[str]:
+    return [f"policy.model={job.folder / 'reward'}"]
+
+
+def policy_as_reward_model(job: Job) -> list[str]:
+    return [f"reward.model.model={job.folder / 'policy'}"]
+
+
+def encoder_as_policy(job: Job) -> list[str]:
+    job.edit("policy/config.json", architectures=["BertForMaskedLM"], model_type="bert")
+    return []
+
+
+def reference_of_another_vocabulary(job: Job) -> list[str]:
+    make_tiny_causal_lm(job.folder / "reference", tied=True, vocab_size=110)
+    return [f"reference.model={job.folder / 'reference'}"]
+
+
+def reward_model_without_statistics(job: Job) -> list[str]:
+    (job.folder / "reward" / "preceptor_reward.json").unlink()
+    return []
+
+
+def occupied(job: Job) -> list[str]:
+    (job.folder / "run").mkdir()
+    (job.folder / "run" / "thesis.txt").write_text("do not lose")
+    return []
+
+
+CASES: list[tuple[Callable[[Job], list[str]] | list[str], list[str]]] = [
+    (["ppo.stepz=3"], ["ppo.stepz", "unknown key", "steps"]),
+    (["ppo.steps=many"], ["ppo.steps", "'many'", "whole number"]),
+    (["rollout.temperature=-1"], ["rollout.temperature", "-1", "above 0"]),
+    (["cluster.device=cuda"], ["cluster.device", "no GPU"]),
+    (["cluster.num_cpus=4096"], ["cluster.num_cpus", "4096", "cores"]),
+    (["policy.placement.threads_per_rank=4096"], ["policy.placement.threads_per_rank", "4096"]),
+    (["ppo.prompts_per_step=3", "ppo.minibatches=2"], ["ppo.minibatches", "got 2", "3"]),
+    (["policy.engine.micro_batch_tokens=32"], ["policy.engine.micro_batch_tokens", "32", "80"]),
+    (["policy.engine.dtype=bf16"], ["policy.engine.zero_stage", "1, 2 or 3"]),
+    (
+        ["reward.model=null", "critic.init_from=policy", 'reward.functions=[{function: "no_such:pays"}]'],
+        ["no_such", "reward.functions.0"],
+    ),
+    (no_file, ["prompts.jsonl", "no"]),
+    (empty_file, ["data.path", "prompts.jsonl", "no rows"]),
+    (malformed_row, ["prompts.jsonl:2", "JSON"]),
+    (row_without_prompt, ["prompts.jsonl:2", "'prompt'", "question"]),
+    (long_prompt, ["prompts.jsonl:1", "tokens", "data.max_prompt_tokens: 64"]),
+    (longer_than_window, ["window", "20"]),
+    (no_chat_template, ["chat_template", "no chat template"]),
+    (no_end_token, ["end token", "eos_token"]),
+    (other_tokenizer, ["tokenizers", "policy", "reward", "differ"]),
+    (no_model, ["policy.model", "nowhere", "does not exist"]),
+    (reward_model_as_policy, ["policy.model", "LlamaForSequenceClassification", "ForCausalLM"]),
+    (policy_as_reward_model, ["reward.model.model", "LlamaForCausalLM", "ForSequenceClassification"]),
+    (encoder_as_policy, ["policy.model", "BertForMaskedLM", "ForCausalLM"]),
+    (reference_of_another_vocabulary, ["reference.model", "110", "128"]),
+    (reward_model_without_statistics, ["reward.model.model", "preceptor_reward.json", "normalise"]),
+    (occupied, ["run.dir", "not empty", "resume"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"), CASES, ids=[c[0].__name__ if callable(c[0]) else c[0][0].split("=")[0] for c in CASES]
+)
+def test_bad_input_is_one_readable_message(
+    job: Job, spoil: Callable[[Job], list[str]] | list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = spoil(job) if callable(spoil) else spoil
+    before = sorted(path for path in job.folder.rglob("*"))
+    assert job.run(*overrides) == BAD_INPUT
+    message = capsys.readouterr().err
+    for part in parts:
+        assert part in message, message
+    assert "Traceback" not in message
+    assert sorted(path for path in job.folder.rglob("*")) == before, "something was written"
