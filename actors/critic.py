@@ -22,6 +22,7 @@ from actors.tasks import (
     UpdateReport,
     UpdateShard,
     WaveShard,
+    WrittenFile,
 )
 from actors.trainer import Trainer
 from configs.schema.ppo import CriticConfig, PPOConfig
@@ -246,7 +247,7 @@ def response_lengths(trajectories: Trajectories) -> Tensor:
 
 
 def summarise(
-    wave: int, indices: Sequence[int], experience: Experience, sources: Sequence[Tensor], file
+    wave: int, indices: Sequence[int], experience: Experience, sources: Sequence[Tensor], file: WrittenFile
 ) -> ExperienceSummary:
     """The numbers of one rank's experience that the orchestrator merges, in shard order."""
     import torch

@@ -3,8 +3,8 @@
 Standard library alone: it starts in the user's environment, and a function that hangs, eats memory or crashes takes nothing with it.
 
 Protocol: frames of a little-endian uint32 length and that much JSON. First the host sends {"required": [...], "optional": [...] or null
-(any)}, names of columns, or {"error": reason}; then each request {"prompt", "response", "columns"} is answered by {"score": number} or {"error": reason}.
-The function's own input and output are kept away from it: stdin is empty, stdout goes where stderr goes, the log.
+(any)}, names of columns, or {"error": reason}; then each request {"prompt", "response", "columns"} is answered by {"score": number} or
+{"error": reason}. The function's own input and output are kept away from it: stdin is empty, stdout goes where stderr goes, the log.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from actors.context import RankContext
 
@@ -35,9 +34,6 @@ class Role:
     def start(self) -> object:
         """Loads what the role needs (collective); the report says what came of it."""
         raise AssertionError(f"{type(self).__name__} has no start")
-
-    def start(self) -> Any:
-        """Loads what the role needs, after `join`, and reports on it. A role of its own kind says what."""
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and a free port of this rank's node, for the group's collectives (asked of rank 0)."""

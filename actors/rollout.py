@@ -162,7 +162,7 @@ class Rollout(Role):
         assert self.policy_version is not None
         rows = [self._prompts.row(index) for index in range(min(PROBE_PROMPTS, len(self._prompts)))]
         seeds = [request_seed(self.context.seed, step, "probe", slot) for slot in range(len(rows))]
-        responses = self._backend.generate(_requests(rows, seeds), self._sampling(max_tokens=num_tokens, min_tokens=1))
+        responses = self._backend.generate(_requests(rows, seeds), self._sampling(max_tokens=num_tokens))
         ids = tuple(f"{step:08d}/probe/{slot:03d}" for slot in range(len(rows)))
         return make_trajectories(ids, rows, responses, self.policy_version)
 
@@ -228,13 +228,12 @@ class Rollout(Role):
 
     # ---- inside
 
-    def _sampling(self, *, max_tokens: int | None = None, min_tokens: int | None = None) -> Sampling:
+    def _sampling(self, *, max_tokens: int | None = None) -> Sampling:
         from actors.rollout_backend import Sampling
 
         return Sampling(
             temperature=self._rollout.temperature,
             max_tokens=self._rollout.max_response_tokens if max_tokens is None else max_tokens,
-            min_tokens=self._rollout.min_response_tokens if min_tokens is None else min_tokens,
             end_token_ids=self._end_token_ids,
         )
 

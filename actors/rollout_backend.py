@@ -39,13 +39,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample. No top-p, top-k or penalties: log-probabilities are of the distribution sampled from."""
+    """How to sample. No top-p, top-k, penalties or least length: log-probabilities are of the distribution sampled from."""
 
     temperature: float
     max_tokens: int
     """Longest response, end token included."""
-    min_tokens: int
-    """Shortest response, end token included: the end token has no probability before it can be that many."""
     end_token_ids: tuple[int, ...]
 
 
@@ -116,8 +114,6 @@ class VLLMBackend:
                 temperature=sampling.temperature,
                 seed=request.seed,
                 max_tokens=sampling.max_tokens,
-                # vLLM counts the tokens before the end token
-                min_tokens=max(0, sampling.min_tokens - 1),
                 stop_token_ids=list(sampling.end_token_ids),
                 logprobs=0,  # of the sampled token alone
                 flat_logprobs=True,
@@ -168,7 +164,7 @@ class VLLMBackend:
         return Request(prompt=(1,) * length, seed=0)
 
     def _canary_hits(self) -> int:
-        sampling = Sampling(temperature=1.0, max_tokens=1, min_tokens=1, end_token_ids=())
+        sampling = Sampling(temperature=1.0, max_tokens=1, end_token_ids=())
         return self.generate([self._canary], sampling)[0].num_cached_tokens
 
 

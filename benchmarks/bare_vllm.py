@@ -76,7 +76,6 @@ class BareVLLM:
             temperature=rollout.temperature,
             seed=seed,
             max_tokens=rollout.max_response_tokens,
-            min_tokens=max(0, rollout.min_response_tokens - 1),
             stop_token_ids=self.stop,
             logprobs=0,
             flat_logprobs=True,

@@ -49,7 +49,6 @@ def write_config(work: Path, model: Path | None, run_dir: Path) -> Path:
         "rollout": {
             **engine,
             "max_response_tokens": answer,
-            "min_response_tokens": answer,
             "prompts_per_wave": wave,
         },
         "ppo": {"steps": steps, "prompts_per_step": prompts, "minibatches": 2},

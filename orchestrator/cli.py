@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   preceptor plan recipe.yaml                               what would run where; nothing is started
   preceptor run recipe.yaml                                train
   preceptor run recipe.yaml rollout.temperature=0.7        with a key changed
-  preceptor run recipe.yaml --dry-run                      check everything up to the first step
+  preceptor run recipe.yaml --dry-run                      check all that files can tell; start nothing
   preceptor resume runs/my-run                             continue after a stop or a crash
   preceptor export runs/my-run out/policy --step 40        a checkpoint as a Hugging Face model
   preceptor schema ppo                                     every key of a stage, its default and what it means
@@ -210,7 +210,9 @@ def _parser() -> argparse.ArgumentParser:
         return child
 
     run = add("run", _run, "train what a config asks for, in a new run directory")
-    run.add_argument("--dry-run", action="store_true", help="check everything up to the first step, then stop")
+    run.add_argument(
+        "--dry-run", action="store_true", help="check config, plan, data, models and run directory; start nothing"
+    )
     plan = add("plan", _plan, "show what would run where, without starting anything")
     plan.add_argument("--json", action="store_true", help="as JSON")
     for with_config in (run, plan):

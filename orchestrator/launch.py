@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,6 +67,8 @@ def _start_local(arguments: Mapping[str, Any]) -> None:
     """Starts Ray, within `leftovers.nothing_left`. On a busy machine its own 30 s for that, which can't be set, may not do: it gets more
     than one try."""
     for _ in range(START_TRIES):
+        # what is sent to the driver's whole process group (`timeout`, service managers) must not end Ray under a run that stops politely
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             ray.init(address="local", **arguments)
         except Exception as error:  # noqa: BLE001 - supervision: a start that took too long is a bare Exception
@@ -74,6 +77,8 @@ def _start_local(arguments: Mapping[str, Any]) -> None:
             end(os.environ[MARK])
         else:
             return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     raise PreceptorError(f"Ray could not be started on this machine in {START_TRIES} tries: {failure}") from failure
 
 

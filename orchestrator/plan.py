@@ -104,7 +104,6 @@ def _plan_ppo(config: PPOStage, cores: int | None) -> PPOPlan:
         policy_updates=(ppo.steps - config.critic.warmup_steps) * updates,
         rollout_shares_gpu=shared,
         needs_reference=needs_reference,
-        needs_old_logprobs=(needs_reference and ppo.kl.where == "reward") or updates > 1,
         sync_channel=_sync_channel(config, same_group=roles["rollout"].group == roles["policy"].group),
     )
 
@@ -217,7 +216,6 @@ def _arithmetic(plan: Plan) -> list[str]:
         f"in {len(plan.waves)} waves of {' or '.join(map(str, sizes))} prompts",
         f"update: {plan.trajectories_per_minibatch} trajectories a minibatch, {plan.updates_per_step} updates a step "
         f"({epochs // per_step} epochs), {plan.total_updates} in the run ({plan.policy_updates} of the policy)",
-        f"reference: {'yes' if plan.needs_reference else 'no'}, own forward pass for old log-probabilities: "
-        f"{'yes' if plan.needs_old_logprobs else 'no'}, weight sync: {plan.sync_channel}",
+        f"reference: {'yes' if plan.needs_reference else 'no'}, weight sync: {plan.sync_channel}",
         total,
     ]

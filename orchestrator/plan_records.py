@@ -79,8 +79,6 @@ class PPOPlan:
     """The engines share their group with another role: phases exclude each other (on CPU too, where no GPU is shared)."""
     needs_reference: bool
     """The KL coefficient is greater than 0, or may become so."""
-    needs_old_logprobs: bool
-    """KL is in the reward, or the step makes more than one update: old log-probabilities need a forward pass of their own."""
     sync_channel: SyncChannel
 
 

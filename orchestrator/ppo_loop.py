@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actors.algorithms.kl_controller import AdaptiveKLController, FixedKLController
 from actors.errors import PreceptorError
-from actors.tasks import ExperienceSummary, UpdateReport, WaveSummary
+from actors.tasks import ExperienceSummary, WaveSummary
 from actors.trainer import Trainer
 from configs.schema.ppo import AdaptiveKLConfig, KLConfig, PPOStage
 from orchestrator.checkpoints import Checkpoints
@@ -19,7 +19,7 @@ from orchestrator.launch import Launched
 from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, digest_of
 from orchestrator.metrics import minibatch_metrics, peak_memory, step_metrics, whole_minibatches
 from orchestrator.plan_records import PPOPlan
-from orchestrator.ppo_step import Collected, PPOStep, Timeline
+from orchestrator.ppo_step import PPOStep, Timeline
 from orchestrator.progress import Progress
 from orchestrator.sync import SyncResult, WeightSync
 
@@ -100,7 +100,8 @@ class PPOLoop:
 
     def _replay(self, entry: LedgerEntry) -> None:
         collected = self.steps.restore(entry)
-        self._update(entry.step, collected, entry.kl_coef, Timeline())
+        for calls in self.steps.start_updates(entry.step, collected, entry.kl_coef):
+            self.waiter.wait(calls)
         policy, critic = self._parameter_digests(None)
         # a run that promises the same bits must keep the promise; elsewhere rounding may differ
         if self.config.run.deterministic and (policy, critic) != (entry.digests.policy, entry.digests.critic):
@@ -117,22 +118,23 @@ class PPOLoop:
         kl_coef = self.position.kl.coef
         generation = self.steps.generate(step, policy_version=self.position.step)
         collected = self.steps.collect(step, generation, kl_coef, timeline)
-        policy_reports, critic_reports = self._update(step, collected, kl_coef, timeline)
+        policy, critic = self.steps.start_updates(step, collected, kl_coef)
+        with timeline.phase("update"):
+            updates = {"policy": whole_minibatches(self.steps.finish_updates(policy, "policy", timeline))}
         self.steps.wake_engines()
         with timeline.phase("sync"):
             synced = self.sync.sync(policy_version=step)
+        with timeline.phase("update"):
+            updates["critic"] = whole_minibatches(self.steps.finish_updates(critic, "critic", timeline))
         with timeline.phase("digest"):
-            policy_digest, critic_digest = self._parameter_digests(synced)
+            digests = self._parameter_digests(synced)
         self.steps.end()
         kl = [value for wave in collected.summaries for summary in wave for value in summary.kl]
         self.position.kl.update(sum(kl) / len(kl), len(kl))
-        metrics = step_metrics(collected, timeline)
-        updates = {"policy": whole_minibatches(policy_reports), "critic": whole_minibatches(critic_reports)}
+        metrics = step_metrics(collected, timeline) | synced.metrics() | {"kl_coef": kl_coef}
         for role, minibatches in updates.items():
             metrics |= minibatch_metrics(role, minibatches)
-        metrics |= synced.metrics()
         metrics |= peak_memory(self.groups, self.waiter)
-        metrics["kl_coef"] = kl_coef
         return LedgerEntry(
             step=step,
             policy_version=step,
@@ -144,20 +146,11 @@ class PPOLoop:
                 tuple(replace(summary.file, name=f"{trajectory_folder(step)}/{summary.file.name}") for summary in wave)
                 for wave in collected.summaries
             ),
-            digests=experience_digests(collected.waves, collected.summaries, policy_digest, critic_digest),
+            digests=experience_digests(collected.waves, collected.summaries, *digests),
             updates=updates,
             metrics=metrics,
             seconds=timeline.phases,
         )
-
-    def _update(
-        self, step: int, collected: Collected, kl_coef: float, timeline: Timeline
-    ) -> tuple[list[UpdateReport], list[UpdateReport]]:
-        with timeline.phase("update"):
-            policy, critic = self.steps.start_updates(step, collected, kl_coef)
-            return self.steps.finish_updates(policy, "policy", timeline), self.steps.finish_updates(
-                critic, "critic", timeline
-            )
 
     def _parameter_digests(self, synced: SyncResult | None) -> tuple[str, str]:
         """Of the policy's and the critic's master weights. Where bits are not promised, what the sync sent stands for the policy's, and

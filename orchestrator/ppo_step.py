@@ -10,7 +10,7 @@
 | scoring of wave w | generation of w and of the waves before it (ranks are balanced over waves in order) | the engine's summary |
 | experience of wave w | log-probabilities and scores of w | Ray, as the arguments arrive at the critic's ranks |
 | updates | the whole step's experience on disk, and the moments of all its advantages | the last summary |
-| weight sync | the policy's last update | its report |
+| weight sync | the policy's last update; the critic's goes on meanwhile | its report |
 | ledger | the sync's proof and the critic's last update | their reports |
 
 Where engines share GPUs with other roles, phases exclude each other: all waves are generated first, then the engines sleep.

@@ -61,7 +61,8 @@ class OptimizerConfig(Section):
 
 
 class PlacementConfig(Section):
-    """Where a role runs. Roles that name the same `group` share its GPUs and take turns; others have GPUs of their own."""
+    """Where a role runs. Roles that name the same `group` share its GPUs, and engines among them sleep while the others work; a role that
+    names none has GPUs of its own."""
 
     num_ranks: PositiveInt = 1
     """Data-parallel ranks, one Ray actor each."""

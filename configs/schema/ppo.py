@@ -151,9 +151,6 @@ class PPOStage(Section):
     def _lengths_agree(self) -> Self:
         longest, penalise = self.rollout.max_response_tokens, self.ppo.truncation == "penalise"
         penalty, overlong = self.reward.missing_end_penalty, self.reward.length_penalty_from
-        if self.rollout.min_response_tokens > longest:
-            got = f"got {self.rollout.min_response_tokens}"
-            raise refuse("rollout.min_response_tokens", got, f"at most rollout.max_response_tokens ({longest})")
         if penalty > 0 and not penalise:
             raise refuse("reward.missing_end_penalty", f"got {penalty}", "0 unless ppo.truncation is 'penalise'")
         if penalise and penalty == 0:

@@ -10,7 +10,8 @@ from configs.schema.base import Fraction, NonNegativeFloat, PositiveFloat, Posit
 
 
 class RolloutConfig(Section):
-    """Generation. Log-probabilities are of the distribution sampled from, so top-p, top-k and penalties do not exist here."""
+    """Generation. Log-probabilities are of the distribution sampled from, so top-p, top-k, penalties and a least length
+    do not exist here."""
 
     num_engines: PositiveInt = 1
     """vLLM engines, one Ray actor each."""
@@ -28,8 +29,6 @@ class RolloutConfig(Section):
     """Answers sampled to each prompt."""
     max_response_tokens: PositiveInt = 128
     """Longest answer in tokens, end token included."""
-    min_response_tokens: PositiveInt = 1
-    """The end token is refused before this many tokens."""
     stop_token_ids: tuple[int, ...] = ()
     """Further end tokens beside the model's own."""
     prompts_per_wave: PositiveInt = 8

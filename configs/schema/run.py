@@ -22,8 +22,6 @@ class RunConfig(Section):
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: PositiveInt = 2
     """Newest whole checkpoints kept. An old one goes only after a newer one is whole."""
-    save_trajectories: bool = True
-    """Write each step's trajectories before the update that uses them. Without them a step can't be replayed."""
 
 
 class ClusterConfig(Section):

@@ -97,9 +97,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("rollout")
     model = make_tiny_causal_lm(folder / "model", tied=True, vocab_size=VOCAB_SIZE)
     with local_ray():
-        pair = start_pair(
-            model, folder, rollout_config(max_response_tokens=12, min_response_tokens=1, responses_per_prompt=3)
-        )
+        pair = start_pair(model, folder, rollout_config(max_response_tokens=12, responses_per_prompt=3))
         pair.sync()
         yield pair
 
@@ -165,7 +163,7 @@ def test_ends_and_truncation_agree_with_the_tokens(pair: Pair) -> None:
 
 @pytest.mark.slow
 def test_the_first_token_may_be_the_end_token(pair: Pair) -> None:
-    """`min_response_tokens: 1` counts the end token, so nothing is masked: log-probabilities are of the whole vocabulary."""
+    """Nothing is masked before some least length: log-probabilities are of the whole vocabulary."""
     made = pair.call(Rollout.probe, 0, 1)
     mask = made.loss_mask
     assert int(mask.sum()) == 4

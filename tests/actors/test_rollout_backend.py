@@ -71,7 +71,6 @@ def test_sampling_parameters_and_outputs() -> None:
         "temperature",
         "seed",
         "max_tokens",
-        "min_tokens",
         "stop_token_ids",
         "logprobs",
         "flat_logprobs",

@@ -51,10 +51,6 @@ from tests.configs.small_files import PPO, lines, problems, write
         ),
         ("critic.model=c", "critic.init_from: got 'reward' beside a critic.model; allowed: 'model'"),
         (
-            "rollout.min_response_tokens=129",
-            "rollout.min_response_tokens: got 129; allowed: at most rollout.max_response_tokens (128)",
-        ),
-        (
             "reward.missing_end_penalty=1",
             "reward.missing_end_penalty: got 1.0; allowed: 0 unless ppo.truncation is 'penalise'",
         ),

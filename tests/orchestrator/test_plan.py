@@ -2,7 +2,6 @@
 
 import io
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -73,23 +72,6 @@ def test_without_kl_there_is_no_reference_and_without_a_reward_model_no_reward_r
     assert not plan.needs_reference
     adaptive = {"kind": "adaptive", "target": 6, "coef": 0.1}
     assert plan_of(stage(ppo={"kl": {"controller": adaptive}})).needs_reference
-
-
-@pytest.mark.parametrize(
-    ("where", "coef", "epochs", "minibatches", "needed"),
-    [
-        ("reward", 0.05, 1, 1, True),
-        ("loss", 0.05, 1, 1, False),
-        ("reward", 0.0, 1, 1, False),
-        ("loss", 0.05, 2, 1, True),
-        ("loss", 0.05, 1, 2, True),
-        ("reward", 0.0, 1, 2, True),
-    ],
-)
-def test_old_logprobs_need_their_own_pass(where: str, coef: float, epochs: int, minibatches: int, needed: bool) -> None:
-    kl = {"where": where, "controller": {"coef": coef}}
-    config = stage(ppo={"kl": kl, "epochs": epochs, "minibatches": minibatches})
-    assert plan_of(config).needs_old_logprobs is needed
 
 
 # ---------------------------------------------------------------------------------------------------------- batches

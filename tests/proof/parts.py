@@ -22,7 +22,7 @@ from actors.rollout import Rollout
 from actors.tasks import MinibatchShard, WaveShard
 from actors.trainer import Trainer
 from configs.schema.ppo import PPOStage
-from orchestrator.launch import Launched, RoleSpec
+from orchestrator.launch import Launched
 from orchestrator.ledger import LedgerEntry
 from orchestrator.machine import local_machine
 from orchestrator.plan import make_plan
@@ -170,7 +170,11 @@ class Parts:
                 "run": {"dir": str(run_dir), "seed": 1, "deterministic": True, "checkpoint_every": 100},
                 "data": {"path": str(self.prompts), "max_prompt_tokens": 32},
                 "policy": {"model": model, **trainer},
-                "critic": {**critic, **trainer},
+                "critic": {
+                    **critic,
+                    **trainer,
+                    "optimizer": {**optimizer, "lr": optimizer["lr"] * (1.0 if setting.new_head else 0.3)},
+                },
                 "reference": {"placement": {"threads_per_rank": 1}},
                 "reward": {"functions": [{"function": "tests.proof.rewards:score"}]},
                 "rollout": {

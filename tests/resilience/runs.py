@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MARK = "PRECEPTOR_TEST_MARK"
 START_S = 300.0
 """Longest wait for a run to come to its first steps; machines may be busy."""
-GONE_S = 30.0
+GONE_S = 60.0
 """Longest wait for a run to end after something in it was killed."""
 
 T = TypeVar("T")

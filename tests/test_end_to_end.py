@@ -1,0 +1,175 @@
+"""The whole service through its command line: a reward model from rankings, then PPO against it and a function, with everything on.
+
+Real Ray, vLLM and DeepSpeed; tiny models. What the numbers must be is proved elsewhere (`tests/proof`); here the parts meet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from orchestrator.ledger import Ledger, LedgerEntry
+from tests.tiny_models import make_tiny_causal_lm
+
+ROOT = Path(__file__).resolve().parent.parent
+FUNCTION = """
+def short(prompt, response, **columns):
+    assert columns["kind"] == "colour"
+    return -len(response.split()) / 10
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pipeline: ranks 2 and 1, two engines, all roles of PPO in one group, adaptive KL, critic warm-up, two rewards."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_tiny_causal_lm(folder / "model", tied=True)
+    (folder / "my_rewards.py").write_text(FUNCTION)
+    colours, things = ("red", "blue", "green", "old"), ("cat", "dog", "bird", "fish", "house", "tree")
+    prompts = [f"what is the {colour} {thing} ?" for colour in colours for thing in things]
+    pairs = [{"prompt": p, "chosen": "yes it is good", "rejected": "no it is bad"} for p in prompts]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p, "kind": "colour"}) + "\n" for p in prompts))
+    one_group = {"group": "all"}
+    config = {
+        "stage": "pipeline",
+        "run": {"dir": str(folder / "run"), "seed": 3, "checkpoint_every": 2},
+        "stages": {
+            "reward": {
+                "stage": "reward",
+                "data": {"path": str(folder / "pairs.jsonl"), "max_tokens": 64, "held_out_rows": 6},
+                "model": {
+                    "model": str(folder / "model"),
+                    "engine": {"zero_stage": 2, "micro_batch_tokens": 256},
+                    "optimizer": {"lr": 2e-3},
+                    "placement": {"num_ranks": 2, "threads_per_rank": 1},
+                },
+                "training": {"epochs": 2, "groups_per_step": 6},
+            },
+            "ppo": {
+                "stage": "ppo",
+                "data": {"path": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32},
+                "policy": {
+                    "model": str(folder / "model"),
+                    "engine": {"zero_stage": 3, "micro_batch_tokens": 256, "activation_checkpointing": True},
+                    "optimizer": {"lr": 1e-3, "warmup_steps": 2, "decay": "cosine"},
+                    "placement": {"num_ranks": 2, "threads_per_rank": 1, **one_group},
+                },
+                "critic": {
+                    "engine": {"zero_stage": 1, "micro_batch_tokens": 256},
+                    "optimizer": {"lr": 1e-3},
+                    "warmup_steps": 1,
+                    "placement": {"num_ranks": 2, "threads_per_rank": 1, **one_group},
+                },
+                "reference": {"placement": {"num_ranks": 2, "threads_per_rank": 1, **one_group}},
+                "reward": {
+                    "model": {
+                        "model": "stage:reward",
+                        "placement": {"num_ranks": 2, "threads_per_rank": 1, **one_group},
+                    },
+                    "functions": [{"function": "my_rewards:short", "weight": 0.5, "num_workers": 2}],
+                    "clip": 5.0,
+                },
+                "rollout": {
+                    "num_engines": 2,
+                    "threads_per_engine": 1,
+                    "group": "all",
+                    "temperature": 0.7,
+                    "responses_per_prompt": 2,
+                    "max_response_tokens": 12,
+                    "prompts_per_wave": 3,
+                },
+                "ppo": {
+                    "steps": 3,
+                    "prompts_per_step": 8,
+                    "epochs": 2,
+                    "minibatches": 2,
+                    "kl": {"controller": {"kind": "adaptive", "coef": 0.1, "target": 0.5, "horizon": 100}},
+                },
+            },
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    done = preceptor(folder, "run", "config.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+def preceptor(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *argv],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_terminal_tells_the_run(finished: Path) -> None:
+    told = (finished / "stdout.txt").read_text()
+    for part in ("stage reward (1 of 2", "held out:", "stage ppo (2 of 2", "step 3/3", "reward", "KL", "tokens/s"):
+        assert part in told, told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_step_is_in_the_ledger_and_its_trajectories_on_disk(finished: Path) -> None:
+    ledger = Ledger(finished / "run" / "ppo", LedgerEntry)
+    assert ledger.last_step() == 3
+    coefficient = 0.1
+    for step in (1, 2, 3):
+        entry = ledger.read(step)
+        assert entry.kl_coef == pytest.approx(coefficient), "each step goes on from the last one's coefficient"
+        coefficient = entry.kl_controller["coef"]
+        assert len(entry.updates["critic"]) == 4
+        assert len(entry.updates["policy"]) == (0 if step == 1 else 4), "the critic warms up alone"
+        assert entry.metrics["sync/probe_gap"] < 1e-4
+        assert entry.metrics["logprob_gap"] < 1e-4
+        assert len(entry.waves) == 3
+        rows = [
+            row
+            for files in entry.trajectory_files
+            for file in files
+            for row in pq.read_table(finished / "run" / "ppo" / file.name).to_pylist()
+        ]
+        assert len(rows) == 16
+        assert len({row["id"] for row in rows}) == 16
+        for row in rows:
+            assert {span["policy_version"] for span in row["version_spans"]} == {step - 1}
+            assert row["response"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_export_is_a_model_that_moved(finished: Path) -> None:
+    before = AutoModelForCausalLM.from_pretrained(finished / "model", dtype=torch.float32)
+    after = AutoModelForCausalLM.from_pretrained(finished / "run" / "ppo" / "export", dtype=torch.float32)
+    assert AutoTokenizer.from_pretrained(finished / "run" / "ppo" / "export").chat_template
+    moved = [name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])]
+    assert len(moved) == len(after.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_finished_run_is_not_run_again(finished: Path) -> None:
+    again = preceptor(finished, "resume", "run")
+    assert again.returncode == 0, again.stderr
+    assert "finished" in again.stdout
+    occupied = preceptor(finished, "run", "config.yaml")
+    assert occupied.returncode == 2
+    assert "run.dir" in occupied.stderr
