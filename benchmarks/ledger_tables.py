@@ -63,10 +63,10 @@ def phase_table(entries: Sequence[LedgerEntry], config: PPOStage) -> Table:
         rows=tuple(rows),
         note=(
             f"Medians over {len(counted)} of {len(entries)} steps (the first left out where there are more). generate and whole step "
-            "count the tokens written, the others whole trajectories, an update once per epoch; policy and critic update at the same "
-            "time. score is what is left of scoring when generation has ended: waves are scored while the engines go on. Share of the "
-            f"time from the first generation to the last update in which no rank generates, scores or updates: {idle:.3f} (building "
-            "experience counts as idle)."
+            "count the tokens written, the others whole trajectories, an update once per epoch. Policy and critic update at the same "
+            "time; what is left of the critic's update goes on beside the sync. score is what is left of scoring when generation has "
+            "ended: waves are scored while the engines go on. Share of the time from the first generation to the last update in which "
+            f"no rank generates, scores or updates: {idle:.3f} (building experience counts as idle)."
         ),
     )
 

@@ -28,7 +28,7 @@ from orchestrator.stages import in_cluster, launched_roles, ppo_roles, ray_for
 
 
 def write_config(work: Path, model: Path | None, run_dir: Path) -> Path:
-    """The stage that is measured: every role, fp32 for the small model, bf16 for a given one. Answers all have one length."""
+    """The stage that is measured: every role, fp32 for the small model, bf16 for a given one."""
     small = model is None
     policy = make_small_model(work / "model") if model is None else model
     scorer = make_scorer(work / "scorer", policy)

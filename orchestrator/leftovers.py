@@ -17,7 +17,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-MARK = "PRECEPTOR_DRIVER"
+MARK = "zz_preceptor_driver"
+"""Sorted last: a process that sets its title, as Ray's do, writes over the beginning of its environment."""
 LEAVE_S = 3.0
 """How long processes may take to end by themselves."""
 KILLED_S = 10.0

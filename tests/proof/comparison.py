@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,13 @@ class Difference:
             max(self.updates, key=self.updates.__getitem__),
         )
         return f"numbers {self.worst_number:.1e} ({number}), updates {self.worst_update:.1e} ({update})"
+
+
+def note(label: str, figures: object) -> None:
+    """Adds a line to the file that PARITY_REPORT names, for a table of what was measured."""
+    if report := os.environ.get("PARITY_REPORT"):
+        with Path(report).open("a") as file:
+            file.write(f"{label:32} {figures}\n")
 
 
 def compare(run: Run) -> Difference:

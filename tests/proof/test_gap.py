@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.proof.comparison import note
 from tests.proof.parts import Parts, Setting
 
 pytestmark = pytest.mark.slow
@@ -17,8 +18,11 @@ TOLERANCE = 1e-4
 def test_engine_and_trainer_agree_after_each_of_twenty_syncs(parts: Parts, temperature: float, tied: bool) -> None:
     run = parts.run(Setting(tied=tied, temperature=temperature, steps=STEPS, optimizer={"lr": 2e-3}))
 
+    worst = {
+        name: max(entry.metrics[name] for entry in run.entries) for name in ("sync/probe_gap", "logprob_gap", "kl")
+    }
+    note(f"gap at temperature {temperature}", worst)
     assert len(run.entries) == STEPS
-    assert max(entry.metrics["kl"] for entry in run.entries) > 3, "the policy has hardly moved"
-    for entry in run.entries:
-        assert entry.metrics["sync/probe_gap"] <= TOLERANCE, entry.step
-        assert entry.metrics["logprob_gap"] <= TOLERANCE, entry.step
+    assert worst["kl"] > 3, "the policy has hardly moved"
+    assert worst["sync/probe_gap"] <= TOLERANCE
+    assert worst["logprob_gap"] <= TOLERANCE

@@ -6,7 +6,7 @@ import pytest
 
 from actors.errors import SyncFailed
 from orchestrator.ppo_step import Timeline
-from tests.proof.comparison import compare
+from tests.proof.comparison import compare, note
 from tests.proof.parts import Parts, RolloutAgain, Setting
 from tests.proof.test_parity import NUMBERS, UPDATES
 
@@ -26,6 +26,7 @@ MARGIN = 10
 )
 def test_parity_sees_a_planted_mistake(parts: Parts, role: str, fault: str, shows_in: str) -> None:
     difference = compare(parts.run(Setting(num_ranks=2, steps=1), faults={role: fault}))
+    note(fault, f"{shows_in} {difference.numbers[shows_in]:.1e}, updates {difference.worst_update:.1e}")
 
     assert difference.numbers[shows_in] > MARGIN * NUMBERS, difference
     assert difference.worst_update > MARGIN * UPDATES, difference
@@ -41,6 +42,7 @@ def test_probe_and_gap_see_logprobs_from_before_the_temperature(parts: Parts) ->
         loop.sync._send(0)
         collected = loop.steps.collect(1, loop.steps.generate(1, policy_version=0), 0.05, Timeline())
         gap = max(summary.logprob_gap for wave in collected.summaries for summary in wave)
+        note("raw log-probabilities", f"gap {gap:.1e}")
         assert gap > 1000 * loop.sync.tolerance
     finally:
         loop.waiter.wait(engine.call(RolloutAgain.logprobs_mode, "processed_logprobs"))
