@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = model.name if model is not None else "a Llama of 11M parameters with random weights, vocabulary 32,000"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(markdown(tables, where, name), "utf-8")
-    console.print(f"{where}\nwritten to {arguments.out}")
+    console.print(f"{where}\nwritten to {arguments.out}", soft_wrap=True)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0

@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(table.rich())
     out = arguments.out or arguments.run_dir / "report.md"
     out.write_text(markdown(arguments.run_dir.absolute(), stages), "utf-8")
-    console.print(f"written to {out}")
+    console.print(f"written to {out}", soft_wrap=True)
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from actors.algorithms.moments import Moments
 from actors.reward_trainer import RewardEvaluation, write_stats
@@ -143,15 +144,11 @@ def test_a_ppo_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_pipeline_is_reported_by_stage(tmp_path: Path) -> None:
-    from configs.schema import Pipeline
-
-    ppo, reward = without_run(PPO), without_run(REWARD)
-    pipeline = Pipeline.model_validate(
-        {"stage": "pipeline", "run": {"dir": "runs/z"}, "stages": {"reward": reward, "ppo": ppo}}
-    )
+    stages = {"reward": without_run(REWARD), "ppo": without_run(PPO)}
+    pipeline = {"stage": "pipeline", "run": {"dir": "runs/z"}, "stages": stages}
     run = tmp_path / "run"
     write_ppo(run / "ppo")
-    (run / "config.yaml").write_text(dump_config(pipeline))
+    (run / "config.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     (run / "reward" / "export").mkdir(parents=True)
     (run / "reward" / "plan.json").write_text(plan_json(make_plan(REWARD, None)))
     write_stats(run / "reward" / "export", EVALUATION)

@@ -5,6 +5,7 @@ Starting a role costs some ten seconds of imports, a run of three steps one or t
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -76,8 +77,7 @@ class PolicyAgain(Again, Policy):
 
 class CriticAgain(Again, Critic):
     def _experience(self, order: Any, columns: Any) -> Any:
-        from actors.algorithms import rewards
-
+        rewards: Any = importlib.import_module("actors.algorithms.rewards")
         right = rewards.last_unmasked
         if self.fault == "reward one token early":
             rewards.last_unmasked = lambda mask, cu_lengths: right(mask, cu_lengths) - 1

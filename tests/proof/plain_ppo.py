@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import transformers
@@ -156,7 +157,7 @@ class PlainPPO:
         if n.dual_clip is not None:
             floored = (advantages < 0) & (objective < n.dual_clip * advantages)
             objective = torch.where(floored, n.dual_clip * advantages, objective)
-        weight = 1.0
+        weight: Tensor | float = 1.0
         if n.importance_cap is not None:
             weight = (old - batch.rollout_logprobs).exp().clamp(max=n.importance_cap)
         surrogate, entropy = -mean(objective * weight), mean(entropies)
@@ -205,7 +206,7 @@ class Batch:
         self.lengths = [len(t.tokens) for t in trajectories]
         width = max(self.lengths)
 
-        def padded(rows: list[list], fill: float) -> Tensor:
+        def padded(rows: list[list[Any]], fill: float) -> Tensor:
             return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
         self.tokens = padded([t.tokens for t in trajectories], 0)
@@ -223,7 +224,7 @@ def logprobs(model: nn.Module, batch: Batch, temperature: float) -> tuple[Tensor
     return tuple(torch.where(batch.chosen, nn.functional.pad(x, (1, 0)), 0.0) for x in (own, entropy))  # type: ignore[return-value]
 
 
-def state_values(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def state_values(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Value of the state before each token [B, L] (0 before the first) and after the last [B]."""
     hidden = model.model(input_ids=batch.tokens, attention_mask=batch.present, use_cache=False).last_hidden_state
     heads = model.score(hidden).squeeze(-1)
