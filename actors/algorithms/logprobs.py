@@ -131,6 +131,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 logprobs[chunk] = log_p.gather(-1, targets[chunk, None]).squeeze(-1)
                 if with_entropy:
                     entropy[chunk] = -log_p.exp().mul_(log_p).sum(-1)
+                del log_p  # else it lives on while the next chunk's is made
         ctx.save_for_backward(hidden, weight, bias, targets, entropy)
         ctx.dtype, ctx.temperature, ctx.chunk_tokens = dtype, temperature, chunk_tokens
         ctx.set_materialize_grads(False)
@@ -160,8 +161,8 @@ class _TokenLogprobs(torch.autograd.Function):
                 if grad_entropy is None:
                     grad_logits.mul_(-grad_target)
                 else:
-                    factor = log_p.add_(entropy[chunk, None]).mul_(-grad_entropy[chunk, None]).sub_(grad_target)
-                    grad_logits.mul_(factor)
+                    log_p.add_(entropy[chunk, None]).mul_(-grad_entropy[chunk, None]).sub_(grad_target)
+                    grad_logits.mul_(log_p)
                 grad_logits.scatter_add_(-1, targets[chunk, None], grad_target).div_(ctx.temperature)
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0)
@@ -170,6 +171,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_hidden[chunk] = (grad_logits @ cast_weight).to(hidden.dtype)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad_logits.T, chunk_hidden)
+                del log_p, grad_logits
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
