@@ -18,7 +18,7 @@ PY := $(VENV)/bin/python
 T ?= tests
 # Without GPU=0|1 an environment keeps the kind that it has.
 FLAVOUR := $(if $(filter 1,$(GPU)),gpu,$(if $(filter 0,$(GPU)),cpu,$(or $(shell cat $(VENV)/.flavour 2>/dev/null),cpu)))
-CODE := $(wildcard actors configs orchestrator benchmarks tools tests)
+CODE := $(wildcard actors configs orchestrator benchmarks examples tools tests)
 
 export VENV PYTHON TORCH_INDEX UPGRADE
 

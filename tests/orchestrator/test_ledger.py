@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_of_many_that_create_a_file_one_does(tmp_path: Path) -> None:
         lambda data: json.dumps({key: value for key, value in json.loads(data).items() if key != "waves"}).encode(),
     ],
 )
-def test_damage_is_told_with_the_file(tmp_path: Path, damage) -> None:
+def test_damage_is_told_with_the_file(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     ledger = Ledger(tmp_path, LedgerEntry)
     ledger.commit(entry(1))
     path = tmp_path / "ledger" / "00000001.json"

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -152,7 +152,7 @@ def test_a_death_that_nobody_waits_for_ends_the_wait(crew: Crew) -> None:
 
 
 @pytest.mark.parametrize("method", [Worker.lose_peer, Worker.lose_engine])
-def test_the_dead_one_is_named_not_the_one_that_lost_it(crew: Crew, method) -> None:
+def test_the_dead_one_is_named_not_the_one_that_lost_it(crew: Crew, method: Callable[..., None]) -> None:
     policy, rollout = crew.add("policy", 2), crew.add("rollout", 1)
     pid = crew.waiter.wait(rollout.call(Worker.pid))[0]
     crew.waiter.wait(policy.call(Worker.pid))
