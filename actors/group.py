@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Group:
         self.role = role
         self.actors = tuple(actors)
         self.unseen: dict[ray.ObjectRef, Call] = {}
-        """Calls with two results that nobody has looked at. Their second result is small, so that the driver may fetch it at any time."""
+        """Calls whose result nobody has looked at. It is small, so that the driver may fetch it at any time."""
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -61,6 +61,11 @@ class Group:
     def call(self, method: Callable[..., Any], *args: Any, two_results: bool = False) -> list[Call]:
         """Calls every rank with the same arguments. References among them are resolved by Ray, on the rank."""
         return [self.call_rank(rank, method, *args, two_results=two_results) for rank in range(len(self))]
+
+    def call_for_actors(self, method: Callable[..., Any], *args: Any) -> list[Call]:
+        """As `call`, for a result that only travels from actor to actor: the driver never fetches it, and a failure shows where it is
+        awaited."""
+        return [self._submit(rank, method, args, two_results=False) for rank in range(len(self))]
 
     def call_each(
         self, method: Callable[..., Any], args: Sequence[tuple[Any, ...]], *, two_results: bool = False
@@ -70,11 +75,17 @@ class Group:
         return [self.call_rank(rank, method, *args[rank], two_results=two_results) for rank in range(len(self))]
 
     def call_rank(self, rank: int, method: Callable[..., Any], *args: Any, two_results: bool = False) -> Call:
-        """Calls one rank. `method` is the role class's own function, so that a renamed method is found by every tool."""
+        """Calls one rank. `method` is the role class's own function, so that a renamed method is found by every tool.
+
+        The result, with `two_results` the second of them, is for the driver and small. If the call fails, any wait ends.
+        """
+        call = self._submit(rank, method, args, two_results=two_results)
+        self.unseen[call.ref] = replace(call, big=None)  # what is unseen keeps no big result alive
+        return call
+
+    def _submit(self, rank: int, method: Callable[..., Any], args: tuple[Any, ...], *, two_results: bool) -> Call:
         remote = getattr(self.actors[rank], method.__name__)
         big, ref = remote.options(num_returns=2).remote(*args) if two_results else (None, remote.remote(*args))
-        if two_results:
-            self.unseen[ref] = Call(ref=ref, big=None, role=self.role, rank=rank, what=method.__name__)
         return Call(ref=ref, big=big, role=self.role, rank=rank, what=method.__name__)
 
 
@@ -147,9 +158,17 @@ class Waiter:
         """The calls' small results, in their order.
 
         Raises the role's own PreceptorError, or RoleFailed with role, rank and step for anything else: an exception, a dead actor
-        (also one that is not waited for), or no answer within the timeout.
+        (also one that is not waited for), or no answer within the timeout. A call that failed in the background counts as waited for.
         """
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        try:
+            return self._wait(calls, self.timeout_s if timeout_s is None else timeout_s)
+        except BaseException:
+            # what else is under way ends with the run; the first failure is the one to tell
+            for group in self._groups:
+                group.unseen.clear()
+            raise
+
+    def _wait(self, calls: Sequence[Call], limit_s: float) -> list[Any]:
         deadline = time.monotonic() + limit_s
         by_ref = {call.ref: call for call in calls}
         results: dict[ray.ObjectRef, Any] = {}
@@ -162,7 +181,7 @@ class Waiter:
             if not pending:
                 break
             self.check_alive()
-            self._check_unseen()
+            self._check_unseen(pending)
             if time.monotonic() >= deadline:
                 raise self._late([by_ref[ref] for ref in pending], limit_s)
         return [results[call.ref] for call in calls]
@@ -174,9 +193,11 @@ class Waiter:
                 role, rank = self._places[actor_id]
                 raise self._failed(role, rank, f"its process {actor['Pid']} died{_last_words(actor)}")
 
-    def _check_unseen(self) -> None:
-        """Raises for a call that failed while another one is waited for."""
+    def _check_unseen(self, pending: Sequence[ray.ObjectRef]) -> None:
+        """Raises for a call that failed while others, the `pending`, are waited for."""
         unseen = {ref: call for group in self._groups for ref, call in group.unseen.items()}
+        for ref in pending:
+            unseen.pop(ref, None)
         if unseen:
             for ref in ray.wait(list(unseen), num_returns=len(unseen), timeout=0, fetch_local=False)[0]:
                 self._result(unseen[ref])

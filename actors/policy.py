@@ -109,7 +109,9 @@ class Policy(Trainer):
         def loss_of(index: int, outputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
             return self._loss(batches[index], minibatch.micro_batches[index], minibatch, kl_coef, outputs)
 
-        return self.engine.forward_backward(batches, loss_of, temperature=self.temperature, with_entropy=True)
+        return self.engine.forward_backward(
+            batches, loss_of, temperature=self.temperature, with_entropy=True, entropy_grad=self.ppo.entropy_coef != 0
+        )
 
     def _loss(
         self,
@@ -149,7 +151,7 @@ class Policy(Trainer):
         metrics["entropy"] = bonus.detach()
         if ppo.entropy_coef != 0:
             loss = loss - ppo.entropy_coef * bonus
-        if ppo.kl.where == "loss":
+        if ppo.kl.where == "loss" and kl_coef > 0:
             reference = self.kept.gather("reference_logprobs", keys).to(new.device)
             penalty = kl_penalty_loss(
                 new, reference, mask, cu_lengths, kind=ppo.kl.estimator, aggregation=aggregation, global_count=count
@@ -187,8 +189,9 @@ class Policy(Trainer):
         from actors.weight_sync.reports import merge_probes
 
         reports = []
-        for trajectories in answers:
-            batch = PackedBatch.from_flat(trajectories.tokens, trajectories.cu_lengths, trajectories.loss_mask)
+        # one by one: together they might not fit into a micro-batch
+        for one in (trajectories.select([i]) for trajectories in answers for i in range(len(trajectories.ids))):
+            batch = PackedBatch.from_flat(one.tokens, one.cu_lengths, one.loss_mask)
             own = self.engine.forward(batch, temperature=self.temperature, with_entropy=False)[0].cpu()
-            reports.append(probe_gap(trajectories, own))
+            reports.append(probe_gap(one, own))
         return merge_probes(reports)

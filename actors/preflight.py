@@ -6,15 +6,16 @@ imports this module for the names alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actors.errors import UserError
 from configs.schema.ppo import PPOStage
 from configs.schema.reward import RewardStage
 
-if TYPE_CHECKING:
-    from actors.data.prompts import PromptDataset
+Architecture = Mapping[str, Any]
+"""What of a model's `config.json` decides the shapes of its tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class PromptFacts:
     num_dropped: int
     longest_tokens: int
     fingerprint: str
+    models: Mapping[str, Architecture]
+    """By the model's key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +36,20 @@ class RankingFacts:
 
     num_groups: int
     num_held_out: int
+    num_dropped: int
+    """Groups left out for length."""
+    num_ties: int
+    """Groups left out because all their answers have the same rank."""
     fingerprint: str
+    models: Mapping[str, Architecture]
+    """By the model's key."""
 
 
-def check_ppo(config: PPOStage) -> PromptFacts:
+def check_ppo(config: PPOStage, *, unmade: frozenset[str] = frozenset()) -> PromptFacts:
     """Everything of a PPO stage that files can tell.
+
+    `unmade` are keys of models that an earlier stage of the pipeline is still to export; in `config` stands what each will be made from.
+    Of such a model tokenizer, vocabulary and window are checked, which it hands on, and neither its head nor its statistics.
 
     Raises:
         UserError: naming the key or file, what was got and what is allowed.
@@ -46,24 +58,30 @@ def check_ppo(config: PPOStage) -> PromptFacts:
     from actors.data.tokenizer import load_tokenizer
     from actors.reward_worker import check_function
 
-    assert config.policy.model is not None
-    policy = _model_config(config.policy.model, "policy.model", LANGUAGE_MODELS)
-    _check_models(config, policy)
+    models = _models(config)
+    configs = {
+        key: _model_config(model, key, KINDS[key] if key not in unmade else ANY) for key, model in models.items()
+    }
+    _require_same_vocabulary(models, configs)
+    if config.reward.model is not None and config.reward.model.normalise and "reward.model.model" not in unmade:
+        from actors.reward_trainer import load_reward_stats
+
+        load_reward_stats(models["reward.model.model"])
     for number, function in enumerate(config.reward.functions):
         try:
             check_function(function.function)
         except UserError as error:
             raise UserError(f"reward.functions.{number}.function: {error}") from error
-    tokenizer = load_tokenizer(config.policy.model)
-    if config.reward.model is not None:
-        _require_same_tokenizer(config, tokenizer)
+    tokenizer = load_tokenizer(models["policy.model"])
+    _require_same_tokenizer(models, tokenizer)
     prompts = PromptDataset.load(config.data, tokenizer)
-    _check_window(config, policy, prompts)
+    _check_windows(models, configs, prompts.longest, config.rollout.max_response_tokens)
     return PromptFacts(
         num_prompts=len(prompts),
         num_dropped=prompts.num_dropped,
         longest_tokens=prompts.longest,
         fingerprint=prompts.fingerprint,
+        models={key: _architecture(found) for key, found in configs.items()},
     )
 
 
@@ -73,20 +91,44 @@ def check_reward(config: RewardStage) -> RankingFacts:
     from actors.data.tokenizer import load_tokenizer
 
     assert config.model.model is not None
-    model = _model_config(config.model.model, "model.model", LANGUAGE_MODELS + SCALAR_MODELS)
-    window = model.get("max_position_embeddings")
+    model = _model_config(config.model.model, "model.model", ANY)
+    window = _window(model)
     if window is not None and config.data.max_tokens > window:
         raise UserError(
             f"data.max_tokens: got {config.data.max_tokens}; allowed: at most the model's window of {window} tokens ({config.model.model})"
         )
     rankings = RankingDataset.load(config.data, load_tokenizer(config.model.model))
     return RankingFacts(
-        num_groups=len(rankings.train), num_held_out=len(rankings.held_out), fingerprint=rankings.fingerprint
+        num_groups=len(rankings.train),
+        num_held_out=len(rankings.held_out),
+        num_dropped=rankings.num_dropped,
+        num_ties=rankings.num_ties,
+        fingerprint=rankings.fingerprint,
+        models={"model.model": _architecture(model)},
     )
 
 
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 SCALAR_MODELS = ("ForSequenceClassification",)
+ANY = LANGUAGE_MODELS + SCALAR_MODELS
+KINDS = {
+    "policy.model": LANGUAGE_MODELS,
+    "reference.model": LANGUAGE_MODELS,
+    "critic.model": ANY,
+    "reward.model.model": SCALAR_MODELS,
+}
+"""Ends of the names of architectures that a model's key takes."""
+
+
+def _models(config: PPOStage) -> dict[str, str]:
+    """Every model that the config names, by its key; the policy first."""
+    models = {
+        "policy.model": config.policy.model,
+        "reference.model": config.reference.model,
+        "critic.model": config.critic.model,
+        "reward.model.model": config.reward.model.model if config.reward.model is not None else None,
+    }
+    return {key: model for key, model in models.items() if model is not None}
 
 
 def _model_config(model: str, key: str, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -105,44 +147,57 @@ def _model_config(model: str, key: str, kinds: tuple[str, ...]) -> dict[str, Any
     return found
 
 
-def _check_models(config: PPOStage, policy: dict[str, Any]) -> None:
-    """Reference, critic and reward model are what their keys ask for."""
-    if config.reference.model is not None:
-        reference = _model_config(config.reference.model, "reference.model", LANGUAGE_MODELS)
-        if reference.get("vocab_size") != policy.get("vocab_size"):
-            raise UserError(
-                f"reference.model: {config.reference.model!r} has a vocabulary of {reference.get('vocab_size')}, "
-                f"policy.model {config.policy.model!r} one of {policy.get('vocab_size')}; they must be equal"
-            )
-    if config.critic.model is not None:
-        _model_config(config.critic.model, "critic.model", LANGUAGE_MODELS + SCALAR_MODELS)
-    if config.reward.model is not None:
-        from actors.reward_trainer import load_reward_stats
+def _architecture(config: Mapping[str, Any]) -> Architecture:
+    from actors.models.checks import ARCHITECTURE_KEYS
 
-        assert config.reward.model.model is not None
-        _model_config(config.reward.model.model, "reward.model.model", SCALAR_MODELS)
-        if config.reward.model.normalise:
-            load_reward_stats(config.reward.model.model)
+    return {key: config.get(key) for key in ARCHITECTURE_KEYS}
 
 
-def _require_same_tokenizer(config: PPOStage, tokenizer: Any) -> None:
+def _window(config: Mapping[str, Any]) -> int | None:
+    """Most tokens the model's positions reach to; None where its `config.json` does not say. `n_positions` is GPT-2's word."""
+    return config.get("max_position_embeddings", config.get("n_positions"))
+
+
+def _require_same_vocabulary(models: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """KL compares the reference's distribution with the policy's, so they are over equally many tokens."""
+    if "reference.model" not in models:
+        return
+    of_reference, of_policy = (configs[key].get("vocab_size") for key in ("reference.model", "policy.model"))
+    if of_reference != of_policy:
+        raise UserError(
+            f"reference.model: {models['reference.model']!r} has a vocabulary of {of_reference}, "
+            f"policy.model {models['policy.model']!r} one of {of_policy}; they must be equal"
+        )
+
+
+def _require_same_tokenizer(models: Mapping[str, str], tokenizer: Any) -> None:
+    """All models of the stage read the policy's token ids as they are."""
     from actors.data.tokenizer import difference, load_tokenizer
 
-    assert config.reward.model is not None
-    assert config.reward.model.model is not None
-    if (what := difference(tokenizer, load_tokenizer(config.reward.model.model))) is not None:
-        raise UserError(
-            f"reward.model.model: the tokenizers of {config.policy.model!r} (policy) and {config.reward.model.model!r} differ: {what}. "
-            "Allowed: a reward model that was trained with the policy's tokenizer"
-        )
+    policy = models["policy.model"]
+    for key, model in models.items():
+        if model == policy:
+            continue
+        try:
+            what = difference(tokenizer, load_tokenizer(model))
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+        if what is not None:
+            raise UserError(
+                f"{key}: the tokenizers of {policy!r} (policy) and {model!r} differ: {what}. "
+                "Allowed: a model that was trained with the policy's tokenizer"
+            )
 
 
-def _check_window(config: PPOStage, policy: dict[str, Any], prompts: PromptDataset) -> None:
-    window = policy.get("max_position_embeddings")
-    longest = prompts.longest + config.rollout.max_response_tokens
-    if window is not None and longest > window:
-        raise UserError(
-            f"policy.model: the longest prompt ({prompts.longest} tokens) and rollout.max_response_tokens "
-            f"({config.rollout.max_response_tokens}) make {longest} tokens; "
-            f"allowed: at most the window of {config.policy.model!r}, {window}"
-        )
+def _check_windows(
+    models: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]], longest_prompt: int, response: int
+) -> None:
+    """Past its window a model gives numbers without sense, and no error."""
+    longest = longest_prompt + response
+    for key, model in models.items():
+        window = _window(configs[key])
+        if window is not None and longest > window:
+            raise UserError(
+                f"{key}: the longest prompt ({longest_prompt} tokens) and rollout.max_response_tokens ({response}) "
+                f"make {longest} tokens; allowed: at most the window of {model!r}, {window}"
+            )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from actors.context import RankContext
+from actors.durable import sync
 from actors.errors import NotFinite, UserError
 from actors.tasks import Busy, RoleReport, UpdateReport
 from actors.trainer import Trainer
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from actors.data.rankings import Group, RankingDataset
 
 STATS_FILE = "preceptor_reward.json"
+DATA_FINGERPRINT = "data_fingerprint"
+"""Of the facts that a rank reports."""
 NUM_BINS = 10
 
 
@@ -121,7 +124,7 @@ class RewardTrainer(Trainer):
             model.model, model.engine, device=self.context.device, fresh_head_ok=True, seed=self.context.seed
         )
         self.engine = Engine(module, engine=model.engine, optimizer=model.optimizer, context=self.context)
-        return self.report(started, data_fingerprint=self.data.fingerprint)
+        return self.report(started, **{DATA_FINGERPRINT: self.data.fingerprint})
 
     def rankings(self) -> RankingReport:
         """What the orchestrator packs micro-batches from. Not collective: any one rank can be asked."""
@@ -264,7 +267,9 @@ def write_stats(folder: Path, evaluation: RewardEvaluation) -> None:
     """Writes the evaluation into an exported model's folder, whole or not at all."""
     new = folder / f"{STATS_FILE}.new"
     new.write_text(json.dumps(asdict(evaluation), indent=2, allow_nan=False) + "\n", "utf-8")
+    sync(new)
     os.replace(new, folder / STATS_FILE)
+    sync(folder)
 
 
 def load_reward_stats(model: str) -> RewardEvaluation:

@@ -32,7 +32,7 @@ from configs.schema import Pipeline
 from configs.schema.ppo import PPOStage
 from configs.schema.reward import RewardStage
 from orchestrator.ledger import Ledger, LedgerEntry, SupervisedEntry
-from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, PLAN_FILE
+from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, EXPORT_FOLDER, PLAN_FILE
 
 
 def tables_of(run_dir: Path) -> dict[str, list[Table]]:
@@ -76,8 +76,8 @@ def _reward_tables(entries: Sequence[SupervisedEntry], folder: Path) -> list[Tab
     if not entries:
         return []
     tables = [plan_table(folder), supervised_table(entries)]
-    if (folder / "export" / STATS_FILE).exists():
-        tables.append(evaluation_table(load_reward_stats(str(folder / "export"))))
+    if (folder / EXPORT_FOLDER / STATS_FILE).exists():
+        tables.append(evaluation_table(load_reward_stats(str(folder / EXPORT_FOLDER))))
     memory = memory_table(entries[-1].metrics)
     return [*tables, memory] if memory is not None else tables
 

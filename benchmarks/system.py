@@ -22,9 +22,11 @@ from orchestrator.plan import plan_json
 from orchestrator.plan_records import PPOPlan
 from orchestrator.ppo_loop import PPOLoop
 from orchestrator.progress import DRIVER_LOG, Progress
-from orchestrator.run_dir import CONFIG_FILE, PLAN_FILE, new_run
+from orchestrator.run_dir import CONFIG_FILE, EXPORT_FOLDER, PLAN_FILE, new_run
 from orchestrator.signals import interruptible
 from orchestrator.stages import in_cluster, launched_roles, ppo_roles, ray_for
+
+ROUNDS = 5
 
 
 def write_config(work: Path, model: Path | None, run_dir: Path) -> Path:
@@ -58,9 +60,6 @@ def write_config(work: Path, model: Path | None, run_dir: Path) -> Path:
     return path
 
 
-ROUNDS = 5
-
-
 def run(config: PPOStage) -> list[Table]:
     """Runs the stage, then compares rollouts, then ends everything."""
     with Progress() as progress, interruptible(), new_run(config.run.dir, dump_config(config)) as run_dir:
@@ -76,7 +75,7 @@ def run(config: PPOStage) -> list[Table]:
                 log = run_dir / "logs" / "bare-vllm.log"
                 with (
                     progress.phase("rollouts against bare vLLM"),
-                    bare_process(config, plan, run_dir / CONFIG_FILE, run_dir / "export", log) as bare,
+                    bare_process(config, plan, run_dir / CONFIG_FILE, run_dir / EXPORT_FOLDER, log) as bare,
                 ):
                     speed = compare(system, bare, first_step=steps + 1, rounds=ROUNDS)
         entries = [loop.ledger.read(step) for step in range(1, steps + 1)]

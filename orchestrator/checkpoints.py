@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.durable import make_folder
 from actors.errors import PreceptorError
 from actors.tasks import WrittenFile
 from orchestrator.ledger import create_only
@@ -38,7 +39,7 @@ class Checkpoints:
                 f"{folder} is a whole checkpoint already: another driver works on this run directory; this one stops"
             )
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        make_folder(folder)
         return folder
 
     def commit(self, step: int, files: Mapping[str, Sequence[WrittenFile]], state: Mapping[str, Any]) -> None:

@@ -89,8 +89,11 @@ def _run(arguments: argparse.Namespace) -> None:
         from orchestrator.plan import describe_plan
 
         console = _console()
-        for plan in jobs.dry_run(config):
+        found = jobs.dry_run(config)
+        for plan in found.plans:
             console.print(describe_plan(plan), "")
+        for text in found.unchecked:
+            console.print(f"not checked: {text}", soft_wrap=True, markup=False)
         console.print("dry run: everything that can be checked before the start is right")
         return
     from orchestrator.progress import Progress
@@ -236,19 +239,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _tell(error: BaseException, arguments: argparse.Namespace) -> int:
     """Prints an error's one message and returns its exit code."""
-    code, text = _message(error, arguments.run_dir)
+    code, text = _message(error, arguments)
     if arguments.debug:
         traceback.print_exception(error)
     print(f"preceptor: {text}", file=sys.stderr)
     return code
 
 
-def _message(error: BaseException, run_dir: str | None) -> tuple[int, str]:
+def _message(error: BaseException, arguments: argparse.Namespace) -> tuple[int, str]:
+    run_dir: str | None = arguments.run_dir
     if isinstance(error, BadInput):
         return BAD_INPUT, str(error)
     if isinstance(error, KeyboardInterrupt):
-        known = run_dir is not None and Path(run_dir).is_dir()
-        return INTERRUPTED, "interrupted" + (f"; `preceptor resume {run_dir}` continues" if known else "")
+        resumable = arguments.command in (_run, _resume) and run_dir is not None and Path(run_dir).is_dir()
+        return INTERRUPTED, "interrupted" + (f"; `preceptor resume {run_dir}` continues" if resumable else "")
     # bad input must not need these to be told of: they may be what a foreign folder shadows
     from actors.errors import PreceptorError, UserError
     from configs.errors import ConfigError

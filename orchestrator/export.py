@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from actors.critic import Critic
-from actors.errors import UserError
+from actors.durable import make_folder, sync
+from actors.errors import PreceptorError, UserError
 from actors.policy import Policy
 from actors.reward_trainer import RankingReport, RewardTrainer
 from actors.trainer import Trainer
@@ -23,13 +28,13 @@ from orchestrator.stages import launched_roles, ppo_roles, ray_for
 
 def export_checkpoint(
     config: PPOStage | RewardStage,
-    checkpoints: Checkpoints,
+    run_dir: Path,
     step: int,
     role: str | None,
     target: Path,
     progress: Progress,
 ) -> None:
-    """Writes the model of `role` (the policy's, or the reward model's, where it is None) as of `step`.
+    """Writes the model of `role` (the policy's, or the reward model's, where it is None) as of `step` into the folder `target`.
 
     Raises:
         UserError: for a role that the stage does not train.
@@ -42,22 +47,53 @@ def export_checkpoint(
         raise UserError(f"--role: got {name!r}; allowed for a {config.stage} stage: {', '.join(roles)}")
     tokenizer_from = config.policy.model if isinstance(config, PPOStage) else config.model.model
     assert tokenizer_from is not None
+    checkpoints = Checkpoints(run_dir, keep=config.run.keep_checkpoints)
     checkpoints.state(step)
     with ray_for(config, progress) as whole:
         only = only_role(whole, name)
         specs = ppo_roles(config, whole) if isinstance(whole, PPOPlan) and isinstance(config, PPOStage) else {}
         spec = specs.get(name) or RoleSpec(role_class=RewardTrainer, args=(config,))
-        with launched_roles(config, only, {name: spec}, target, progress) as launched:
+        with launched_roles(config, only, {name: spec}, run_dir, progress) as launched:
             group, waiter = launched.groups[name], launched.waiter
             with progress.phase(f"loading the checkpoint of step {step}"):
                 waiter.wait(group.call(Trainer.load, str(checkpoints.folder(step))))
-            with progress.phase(f"writing {target}"):
+            with progress.phase(f"writing the model of {name}"):
                 if isinstance(config, PPOStage):
                     waiter.wait(group.call(Trainer.export, str(target), tokenizer_from))
                 else:
                     data: RankingReport = waiter.wait([group.call_rank(0, RewardTrainer.rankings)])[0]
                     evaluation = evaluate(group, waiter, config, data.lengths, data.num_train)
                     export_evaluated(group, waiter, str(target), evaluation)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write in, which gets the name `target` when the block has ended, and which is gone where the block fails.
+
+    Raises:
+        UserError: where `target` is occupied or can't be written.
+        PreceptorError: where nothing was written.
+    """
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise UserError(f"{target} exists and is not an empty folder; allowed: a new or empty folder")
+    new = target.with_name(f".{target.name}.new-{os.getpid()}")
+    missing = [one for one in target.parents if not one.exists()]
+    try:
+        make_folder(new)
+    except OSError as error:
+        raise UserError(f"{target} can't be written ({error.strerror})") from error
+    try:
+        yield new
+        if not any(new.iterdir()):
+            raise PreceptorError(f"nothing came to {target}; is it in a folder that all nodes of the cluster share?")
+        new.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        for created in missing:
+            # only those that are empty again
+            with suppress(OSError):
+                created.rmdir()
 
 
 def only_role(plan: Plan, name: str) -> Plan:

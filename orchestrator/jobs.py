@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from actors.errors import PreceptorError, UserError
 from configs.load import dump_config, load_config
-from configs.schema import Config, Pipeline
+from configs.schema import STAGE_PREFIX, Config, Pipeline, model_references
 from configs.schema.ppo import PPOStage
 from configs.schema.reward import RewardStage
 from orchestrator.checkpoints import Checkpoints
@@ -17,10 +18,17 @@ from orchestrator.ledger import create_only, write_whole
 from orchestrator.machine import local_machine
 from orchestrator.plan import Plan, make_plan, plan_json
 from orchestrator.progress import DRIVER_LOG, Progress
-from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, PLAN_FILE, existing_run, locked, new_run, require_run
+from orchestrator.run_dir import (
+    CONFIG_FILE,
+    DONE_FILE,
+    EXPORT_FOLDER,
+    existing_run,
+    locked,
+    new_run,
+    require_run,
+    same_plan,
+)
 from orchestrator.signals import interruptible
-
-EXPORT = "export"
 
 
 class Stopped(PreceptorError):
@@ -87,7 +95,7 @@ def _run_stage(config: PPOStage | RewardStage, run_dir: Path, progress: Progress
 
     def on_ready(plan: Plan) -> None:
         """Everything that could be checked is right: from here the run directory holds a run."""
-        write_whole(run_dir / PLAN_FILE, plan_json(plan).encode())
+        same_plan(run_dir, plan_json(plan), deterministic=config.run.deterministic, note=progress.note)
 
     if isinstance(config, PPOStage):
         finished = run_ppo(config, run_dir, progress, on_ready)
@@ -95,26 +103,41 @@ def _run_stage(config: PPOStage | RewardStage, run_dir: Path, progress: Progress
         finished = run_reward(config, run_dir, progress, on_ready)
     if finished:
         write_whole(run_dir / DONE_FILE, json.dumps({"stage": config.stage}).encode())
-        progress.note(f"done: {run_dir / EXPORT} holds the model for transformers and vLLM")
+        progress.note(f"done: {run_dir / EXPORT_FOLDER} holds the model for transformers and vLLM")
     return finished
 
 
 def resolve_models(stage: PPOStage | RewardStage, run_dir: Path) -> PPOStage | RewardStage:
     """The stage with every model `stage:NAME` replaced by that stage's export."""
-
-    def resolved(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: resolved(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [resolved(inner) for inner in value]
-        if isinstance(value, str) and value.startswith("stage:"):
-            return str(run_dir / value.removeprefix("stage:") / EXPORT)
-        return value
-
-    return type(stage).model_validate(resolved(stage.model_dump()))
+    exports = {
+        key: str(run_dir / model.removeprefix(STAGE_PREFIX) / EXPORT_FOLDER) for key, model in model_references(stage)
+    }
+    return _with_models(stage, exports)
 
 
-def dry_run(config: Config) -> list[Plan]:
+def _with_models(stage: PPOStage | RewardStage, models: Mapping[str, str]) -> PPOStage | RewardStage:
+    """The stage with other models, by key."""
+    values = stage.model_dump()
+    for key, model in models.items():
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section[name]
+        section[last] = model
+    return type(stage).model_validate(values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What a dry run found right."""
+
+    plans: tuple[Plan, ...]
+    """Of each stage."""
+    unchecked: tuple[str, ...]
+    """In words: what can't be known before an earlier stage has run."""
+
+
+def dry_run(config: Config) -> DryRun:
     """Everything that `run` checks before it starts: plan, data, models, run directory. Starts nothing and writes nothing."""
     from actors.preflight import check_ppo, check_reward
 
@@ -123,22 +146,48 @@ def dry_run(config: Config) -> list[Plan]:
         raise UserError(
             f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {config.run.dir}` continues a run"
         )
-    stages = list(config.stages.values()) if isinstance(config, Pipeline) else [config]
-    plans = []
-    for stage in stages:
+    stages = dict(config.stages) if isinstance(config, Pipeline) else {"": config}
+    plans: list[Plan] = []
+    unchecked: list[str] = []
+    origins: dict[str, str] = {}
+    for name, stage in stages.items():
         plans.append(make_plan(stage, local_machine() if stage.cluster.address is None else None))
-        if "stage:" in stage.model_dump_json():
-            continue  # its models do not exist before the earlier stage has run
-        if isinstance(stage, PPOStage):
-            check_ppo(stage)
-        else:
-            check_reward(stage)
-    return plans
+        references = dict(model_references(stage))
+        checked = _with_models(stage, {key: origins[model] for key, model in references.items()})
+        unchecked += [
+            f"stages.{name}.{key}: {model} does not exist yet, only tokenizer, sizes and window of what it is made from ({origins[model]})"
+            for key, model in references.items()
+        ]
+        try:
+            if isinstance(checked, PPOStage):
+                check_ppo(checked, unmade=frozenset(references))
+            else:
+                check_reward(checked)
+        except UserError as error:
+            if not name:
+                raise
+            raise UserError(f"stages.{name}: {error}") from error
+        origins[f"{STAGE_PREFIX}{name}"] = _made_from(checked)
+    return DryRun(plans=tuple(plans), unchecked=tuple(unchecked))
+
+
+def _made_from(stage: PPOStage | RewardStage) -> str:
+    """The model that a stage's export is made from, and which it shares tokenizer and sizes with."""
+    model = stage.policy.model if isinstance(stage, PPOStage) else stage.model.model
+    assert model is not None
+    return model
 
 
 def export(run_dir: str, out: str, *, role: str | None, step: int | None, progress: Progress) -> None:
-    """Writes a model of a run's checkpoint as a Hugging Face folder."""
-    from orchestrator.export import export_checkpoint
+    """Writes a model of a run's checkpoint as a Hugging Face folder `out`, whole or not at all.
+
+    The run is taken meanwhile: a driver that goes on with it would evict checkpoints.
+
+    Raises:
+        UserError: for bad input, or where another driver has the run.
+        PreceptorError: where it failed.
+    """
+    from orchestrator.export import export_checkpoint, whole_folder
 
     folder = require_run(run_dir)
     config = load_config(folder / CONFIG_FILE)
@@ -146,11 +195,11 @@ def export(run_dir: str, out: str, *, role: str | None, step: int | None, progre
         raise UserError(
             f"{folder} is a pipeline; allowed: one of its stages' folders: {', '.join(str(folder / name) for name in config.stages)}"
         )
-    target = Path(out).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not an empty folder")
-    checkpoints = Checkpoints(folder, keep=1)
-    steps = checkpoints.steps()
-    if not steps or (step is not None and step not in steps):
-        raise UserError(f"{folder} has checkpoints of the steps {steps}, got {step if step is not None else 'none'}")
-    export_checkpoint(config, checkpoints, step if step is not None else steps[-1], role, target, progress)
+    with interruptible(), locked(folder):
+        steps = Checkpoints(folder, keep=1).steps()
+        if not steps or (step is not None and step not in steps):
+            raise UserError(
+                f"{folder} has checkpoints of the steps {steps}, got {step if step is not None else 'none'}"
+            )
+        with whole_folder(Path(out).absolute()) as target, progress.log_to(folder / DRIVER_LOG):
+            export_checkpoint(config, folder, step or steps[-1], role, target, progress)

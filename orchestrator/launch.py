@@ -18,6 +18,7 @@ from actors.context import RankContext
 from actors.errors import PreceptorError, UserError
 from actors.group import Call, Group, Share, Waiter, connect, kill, place, spawn
 from actors.role import Role
+from actors.rollout import RolloutReport
 from actors.tasks import RoleReport
 from configs.schema.run import ClusterConfig, RunConfig
 from orchestrator.leftovers import MARK, end
@@ -101,7 +102,8 @@ class Launched:
         self.cluster = cluster
         self.run = run
         self.groups: dict[str, Group] = {}
-        self.reports: dict[str, list[RoleReport]] = {}
+        self.reports: dict[str, list[RoleReport | RolloutReport]] = {}
+        """What each rank said when it had started."""
         self.waiter = Waiter(timeout_s=cluster.call_timeout_s, run_dir=run_dir)
         self._run_dir = run_dir
         self._placements: list[PlacementGroup] = []

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from actors.algorithms.moments import Moments
+from actors.durable import make_folder, sync
 from actors.errors import PreceptorError
 from actors.tasks import Busy, WaveSummary, WrittenFile
 
@@ -29,7 +30,7 @@ def create_only(path: Path, data: bytes) -> None:
 
     A hard link fails where the name is taken, which a rename would not.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -40,17 +41,19 @@ def create_only(path: Path, data: bytes) -> None:
         os.link(name, path)
     finally:
         os.unlink(name)
+    sync(path.parent)
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file that may exist, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     new = path.with_name(f".new-{path.name}")
     with new.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
+    sync(path.parent)
 
 
 def num_committed(folder: Path) -> int:

@@ -10,7 +10,7 @@ from actors.tasks import Busy, UpdateReport
 
 if TYPE_CHECKING:
     from actors.group import Group, Waiter
-    from orchestrator.ppo_step import Collected, Timeline
+    from orchestrator.ppo_records import Collected, Timeline
 
 
 def mean(values: Sequence[float]) -> float:

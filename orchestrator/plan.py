@@ -156,8 +156,8 @@ def _share(cores: int | None, num_ranks: int) -> int:
 
 
 def _groups(roles: dict[str, RolePlan]) -> dict[str, GroupPlan]:
-    """Groups in the order in which roles first name them. Their roles take equally many GPUs (checked): the bundles are the largest
-    ranks' size."""
+    """Groups in the order in which roles first name them. Roles of one group have equally many ranks, and engines that share a group one
+    GPU each (checked)."""
     members: dict[str, list[RolePlan]] = {}
     for role in roles.values():
         members.setdefault(role.group, []).append(role)

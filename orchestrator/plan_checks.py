@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from actors.algorithms.kl_controller import AdaptiveKLController
 from configs.errors import Problem
 from configs.schema.engine import FrozenConfig, TrainerConfig
-from configs.schema.ppo import PPOStage
+from configs.schema.ppo import AdaptiveKLConfig, PPOStage
 from configs.schema.reward import RewardStage
-from orchestrator.plan_records import Machine, Plan, PPOPlan, RewardPlan, RolePlan
+from orchestrator.plan_records import Machine, Plan, PPOPlan, RewardPlan
 
 Sections = dict[str, TrainerConfig | FrozenConfig]
 """Models of a stage, by the path of their section."""
@@ -28,9 +29,11 @@ def ppo_problems(config: PPOStage, plan: PPOPlan, machine: Machine | None) -> li
         *_minibatches(config, plan),
         *_lengths(config, sections),
         *_schedules(config, plan),
+        *_kl_controller(config, plan),
         *_channel(config, plan),
         *_device(config.cluster.device, sections),
         *_engines(config, plan, _cores(config, machine)),
+        *_turns(config, plan),
     ]
 
 
@@ -114,17 +117,28 @@ def _shared_groups(plan: PPOPlan) -> Iterator[Problem]:
             yield Problem(key=f"group of {role.role}", got=f"got {role.group!r}", allowed=allowed)
     for group in plan.groups.values():
         roles = [plan.roles[role] for role in group.roles]
-        if len({role.num_ranks * role.slots_per_rank for role in roles}) > 1:
-            sizes = ", ".join(_size(role) for role in roles)
-            allowed = (
-                "roles of one group have the same number of ranks (an engine counts rollout.tensor_parallel times)"
-            )
+        if any(role.gpus_per_rank > 1 for role in roles) and len(roles) > 1:
+            # Ray gives each role a part of one GPU, and shows an engine no second one
+            allowed = f"1 in the group {group.name!r}, which others share, or a rollout.group of the engines' own"
+            yield _problem("rollout.tensor_parallel", max(role.gpus_per_rank for role in roles), allowed)
+        elif len({role.num_ranks for role in roles}) > 1:
+            sizes = ", ".join(f"{role.role} {role.num_ranks}" for role in roles)
+            allowed = "roles of one group have the same number of ranks"
             yield Problem(key=f"group {group.name!r}", got=f"got {sizes}", allowed=allowed)
 
 
-def _size(role: RolePlan) -> str:
-    each = f" x {role.slots_per_rank} GPUs" if role.slots_per_rank > 1 else ""
-    return f"{role.role} {role.num_ranks}{each}"
+def _turns(config: PPOStage, plan: PPOPlan) -> Iterator[Problem]:
+    """Engines that share GPUs take turns with policy and critic, whose memory then goes to the host and comes back."""
+    if config.cluster.device == "cpu" or not plan.rollout_shares_gpu:
+        return
+    where = f"the engines share the GPUs of group {plan.roles['rollout'].group!r}, and this model's memory leaves its GPU in their turn"
+    for key, section in {"policy": config.policy, "critic": config.critic}.items():
+        engine = section.engine
+        if engine.zero_stage == 1 and engine.dtype == "bf16":
+            # DeepSpeed's optimizer for this pair has no way to move its states
+            yield _problem(f"{key}.engine.zero_stage", "1 with engine.dtype bf16", f"2 or 3: {where}")
+        if engine.offload_optimizer:
+            yield _problem(f"{key}.engine.offload_optimizer", "true", f"false: {where}")
 
 
 def _minibatches(config: PPOStage, plan: PPOPlan) -> Iterator[Problem]:
@@ -163,6 +177,20 @@ def _schedules(config: PPOStage, plan: PPOPlan) -> Iterator[Problem]:
         if section.optimizer.warmup_steps >= updates:
             allowed = f"less than {updates}, the optimizer steps of the run"
             yield _problem(f"{role}.optimizer.warmup_steps", section.optimizer.warmup_steps, allowed)
+
+
+def _kl_controller(config: PPOStage, plan: PPOPlan) -> Iterator[Problem]:
+    """The controller multiplies its coefficient by as little as 1 - limit x trajectories / horizon, which must stay above 0."""
+    controller = config.ppo.kl.controller
+    if not isinstance(controller, AdaptiveKLConfig):
+        return
+    if 1.0 - AdaptiveKLController.MAX_ERROR * plan.trajectories_per_step / controller.horizon <= 0:
+        least = AdaptiveKLController.MAX_ERROR * plan.trajectories_per_step
+        allowed = (
+            f"more than {least:g}, {AdaptiveKLController.MAX_ERROR:g} x the step's {plan.trajectories_per_step} trajectories: "
+            "the KL coefficient could fall to 0 in one step otherwise"
+        )
+        yield _problem("ppo.kl.controller.horizon", controller.horizon, allowed)
 
 
 def _channel(config: PPOStage, plan: PPOPlan) -> Iterator[Problem]:

@@ -34,11 +34,6 @@ class RolePlan:
     group: str
     device: Device
 
-    @property
-    def slots_per_rank(self) -> int:
-        """What a rank takes of its group's bundles: its GPUs, and 1 where it has none."""
-        return max(self.gpus_per_rank, 1)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupPlan:
@@ -52,8 +47,7 @@ class GroupPlan:
     roles: tuple[str, ...]
 
     def bundle_of(self, role: RolePlan, rank: int) -> int:
-        """Bundle of a role's rank, in rank order. With as many ranks as bundles, rank i is in bundle i; of 8 ranks beside 4 engines with
-        2 GPUs each, ranks 0 and 1 are in bundle 0."""
+        """Bundle of a role's rank: rank i is in bundle i, as roles of one group have equally many ranks (checked)."""
         return rank * self.num_bundles // role.num_ranks
 
 

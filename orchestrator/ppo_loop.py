@@ -19,11 +19,11 @@ from orchestrator.launch import Launched
 from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, digest_of
 from orchestrator.metrics import minibatch_metrics, peak_memory, step_metrics, whole_minibatches
 from orchestrator.plan_records import PPOPlan
-from orchestrator.ppo_step import PPOStep, Timeline
+from orchestrator.ppo_records import Timeline
+from orchestrator.ppo_step import TRAINED, PPOStep
 from orchestrator.progress import Progress
+from orchestrator.run_dir import EXPORT_FOLDER
 from orchestrator.sync import SyncResult, WeightSync
-
-TRAINED = ("policy", "critic")
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Position:
     """Where the run stands."""
 
     step: int
-    """Last committed step; also the policy version, while no step is skipped."""
+    """Last committed step; also the policy version."""
     kl: FixedKLController | AdaptiveKLController
 
 
@@ -65,16 +65,20 @@ class PPOLoop:
 
     def run(self) -> None:
         """From wherever the run directory stands to the last step."""
+        self.steps.trainers_turn()
         self._take_up()
+        self.steps.sync_turn()
         with self.progress.phase("weight sync, proved by a drill"):
             self.sync.connect()
             self.sync.start(policy_version=self.position.step)
+        self.steps.engines_turn()
+        self.progress.begin(self.config.ppo.steps, done=self.position.step)
         self.stepping = True
         while self.position.step < self.config.ppo.steps and not self.stop_requested:
             self.waiter.step = self.position.step + 1
             entry = self._step(self.position.step + 1)
             self._commit(entry)
-            self.progress.step(entry.step, self.config.ppo.steps, entry.metrics)
+            self.progress.step(entry.step, entry.metrics)
         self._checkpoint()
         if self.position.step == self.config.ppo.steps:
             self._export()
@@ -121,17 +125,17 @@ class PPOLoop:
         policy, critic = self.steps.start_updates(step, collected, kl_coef)
         with timeline.phase("update"):
             updates = {"policy": whole_minibatches(self.steps.finish_updates(policy, "policy", timeline))}
-        self.steps.wake_engines()
+        self.steps.sync_turn()
         with timeline.phase("sync"):
             synced = self.sync.sync(policy_version=step)
         with timeline.phase("update"):
             updates["critic"] = whole_minibatches(self.steps.finish_updates(critic, "critic", timeline))
+        self.steps.engines_turn()
         with timeline.phase("digest"):
             digests = self._parameter_digests(synced)
         self.steps.end()
-        kl = [value for wave in collected.summaries for summary in wave for value in summary.kl]
-        self.position.kl.update(sum(kl) / len(kl), len(kl))
         metrics = step_metrics(collected, timeline) | synced.metrics() | {"kl_coef": kl_coef}
+        self._steer(step, metrics)
         for role, minibatches in updates.items():
             metrics |= minibatch_metrics(role, minibatches)
         metrics |= peak_memory(self.groups, self.waiter)
@@ -152,11 +156,25 @@ class PPOLoop:
             seconds=timeline.phases,
         )
 
+    def _steer(self, step: int, metrics: dict[str, float]) -> None:
+        """Moves the KL coefficient. While the critic warms up the policy stands still, and its KL says nothing; without a reference there
+        is no KL to show."""
+        if not self.plan.needs_reference:
+            del metrics["kl"]
+        elif step > self.config.critic.warmup_steps:
+            self.position.kl.update(metrics["kl"], self.plan.trajectories_per_step)
+
     def _parameter_digests(self, synced: SyncResult | None) -> tuple[str, str]:
         """Of the policy's and the critic's master weights. Where bits are not promised, what the sync sent stands for the policy's, and
         the critic's are not hashed."""
         if not self.config.run.deterministic:
             return (synced.digest if synced else ""), ""
+        if synced is None:
+            return self._hashed()
+        with self.steps.trainers_present():
+            return self._hashed()
+
+    def _hashed(self) -> tuple[str, str]:
         by_role = []
         for role in TRAINED:
             digests = self.waiter.wait(self.groups[role].call(Trainer.digest))
@@ -178,7 +196,7 @@ class PPOLoop:
         step = self.position.step
         if step == 0 or self.checkpoints.has(step):
             return
-        with self.progress.phase(f"checkpoint of step {step}"):
+        with self.progress.phase(f"checkpoint of step {step}"), self.steps.trainers_present():
             folder = str(self.checkpoints.prepare(step))
             calls = {role: self.groups[role].call(Trainer.save, folder) for role in TRAINED}
             files = {
@@ -188,8 +206,8 @@ class PPOLoop:
             self.checkpoints.commit(step, files, {"kl_controller": self.position.kl.state()})
 
     def _export(self) -> None:
-        with self.progress.phase("export"):
-            folder = str(self.run_dir / "export")
+        with self.progress.phase("export"), self.steps.trainers_present():
+            folder = str(self.run_dir / EXPORT_FOLDER)
             self.waiter.wait(self.groups["policy"].call(Trainer.export, folder, self.config.policy.model))
 
 

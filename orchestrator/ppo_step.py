@@ -8,7 +8,7 @@
 | who waits | for whom | and is woken by |
 | --- | --- | --- |
 | scoring of wave w | generation of w and of the waves before it (ranks are balanced over waves in order) | the engine's summary |
-| experience of wave w | log-probabilities and scores of w | Ray, as the arguments arrive at the critic's ranks |
+| experience of every wave | scores, values and log-probabilities of all waves: the driver waits for them, then submits it | their last report |
 | updates | the whole step's experience on disk, and the moments of all its advantages | the last summary |
 | weight sync | the policy's last update; the critic's goes on meanwhile | its report |
 | ledger | the sync's proof and the critic's last update | their reports |
@@ -18,10 +18,8 @@ Where engines share GPUs with other roles, phases exclude each other: all waves 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from actors.algorithms.moments import Moments, merge
@@ -35,9 +33,7 @@ from actors.reward import Reward
 from actors.reward_worker import RewardWorker
 from actors.rollout import Rollout
 from actors.tasks import (
-    Busy,
     ExperienceOrder,
-    ExperienceSummary,
     GenerationUnit,
     MinibatchShard,
     UpdateReport,
@@ -52,47 +48,9 @@ from orchestrator.batching import Balancer, lockstep, minibatches_of, pack
 from orchestrator.launch import Launched
 from orchestrator.ledger import LedgerEntry
 from orchestrator.plan_records import PPOPlan
+from orchestrator.ppo_records import Collected, ScoredWave, Timeline
 
-
-@dataclass(slots=True)
-class Timeline:
-    """When each phase and each rank worked, for metrics and benchmarks."""
-
-    phases: dict[str, float] = field(default_factory=dict)
-    busy: list[tuple[str, Busy]] = field(default_factory=list)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredWave:
-    """A wave whose trajectories have ranks, and what is being said of them."""
-
-    summary: WaveSummary
-    shards: dict[str, list[WaveShard]]
-    """By role, rank r's at place r."""
-    old: list[Call]
-    reference: list[Call]
-    values: list[Call]
-    scores: list[list[Call]]
-    """Of each source of rewards."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
-    """A step's experience: on its ranks, on disk, and here as numbers."""
-
-    waves: tuple[WaveSummary, ...]
-    summaries: tuple[tuple[ExperienceSummary, ...], ...]
-    """By wave, rank r of the critic's at place r."""
-    advantages: tuple[tuple[Call, ...], ...]
-    """Likewise, by reference."""
-    reference: tuple[tuple[Call, ...], ...]
-    moments: Moments
+TRAINED = ("policy", "critic")
 
 
 class PPOStep:
@@ -140,7 +98,7 @@ class PPOStep:
         if self.plan.rollout_shares_gpu:
             with timeline.phase("generate"):
                 self.waiter.wait(generation)
-            self._engines_sleep()
+            self.trainers_turn()
         scored: list[ScoredWave] = []
         for wave, call in enumerate(generation):
             with timeline.phase("generate"):
@@ -281,7 +239,7 @@ class PPOStep:
             for w, calls in enumerate(collected.advantages):
                 mine = shards[w]["policy"][rank]
                 advantages += _speaking_of(mine, shards[w]["critic"], calls)
-                if self.config.ppo.kl.where == "loss":
+                if self.config.ppo.kl.where == "loss" and self.plan.needs_reference:
                     reference += _speaking_of(mine, shards[w]["reference"], collected.reference[w])
             policy.append((update, kl_coef, len(advantages), *advantages, *reference))
         return self.groups["policy"].call_each(Policy.update, policy), critic_calls
@@ -356,29 +314,41 @@ class PPOStep:
         first = self._first_minibatches(entry.step)
         for w, wave in enumerate(entry.waves):
             shards = self.shards(entry.step, wave, first[w], balancers)
-            for role in ("policy", "critic"):
+            for role in TRAINED:
                 args = [(shard, entry.trajectory_files[w]) for shard in shards[role]]
                 self.waiter.wait(self.groups[role].call_each(Trainer.restore_wave, args))
         return Collected(waves=entry.waves, summaries=(), advantages=(), reference=(), moments=entry.advantage_moments)
 
-    # -- turns on shared GPUs
+    # -- turns on shared GPUs: from one step to the next they are the engines'
 
-    def _engines_sleep(self) -> None:
-        """After generation: the GPUs are the trainers'."""
-        self.waiter.wait(self.groups["rollout"].call(Rollout.sleep))
-        self.waiter.wait([call for role in ("policy", "critic") for call in self.groups[role].call(Trainer.onload)])
+    def trainers_turn(self) -> None:
+        """After generation: engines sleep, policy and critic come back."""
+        if self.plan.rollout_shares_gpu:
+            self.waiter.wait(self.groups["rollout"].call(Rollout.sleep))
+            self.waiter.wait([call for role in TRAINED for call in self.groups[role].call(Trainer.onload)])
 
-    def wake_engines(self) -> None:
-        """Before the weight sync: engines need their weights' memory, the critic no longer needs its own."""
+    def sync_turn(self) -> None:
+        """Before a weight sync: engines need their weights' memory, the critic no longer needs its own."""
         if self.plan.rollout_shares_gpu:
             self.waiter.wait(self.groups["critic"].call(Trainer.offload))
             self.waiter.wait(self.groups["rollout"].call(Rollout.wake))
 
-    def end(self) -> None:
-        """After the weight sync: every rank forgets the step's trajectories, and the GPUs are the engines'."""
+    def engines_turn(self) -> None:
+        """After a weight sync."""
         if self.plan.rollout_shares_gpu:
             self.waiter.wait(self.groups["policy"].call(Trainer.offload))
-        self.waiter.wait([call for role in ("policy", "critic") for call in self.groups[role].call(Trainer.end_step)])
+
+    @contextmanager
+    def trainers_present(self) -> Iterator[None]:
+        """For what reads master weights between steps: digests, checkpoints, the export."""
+        self.trainers_turn()
+        yield
+        self.sync_turn()
+        self.engines_turn()
+
+    def end(self) -> None:
+        """Every rank forgets the step's trajectories."""
+        self.waiter.wait([call for role in TRAINED for call in self.groups[role].call(Trainer.end_step)])
 
 
 def _speaking_of(shard: WaveShard, others: Sequence[WaveShard], calls: Sequence[Call]) -> list[Any]:

@@ -32,7 +32,7 @@ SHOWN = {
     "response_tokens": ("tokens/answer", "{:.0f}"),
     "tokens_per_s": ("tokens/s", "{:.0f}"),
 }
-"""Metric -> its name and format in a step's line. The others are in the ledger."""
+"""Metric -> its name and format in a step's line and in the live line. The others are in the ledger."""
 
 
 class _Console(Console):
@@ -45,14 +45,15 @@ class _Console(Console):
 class Progress:
     """The run's own lines.
 
-    On a terminal: a live line with step, phase and time left, and each step's line above it. Elsewhere: plain lines, one for each step
-    and one for each phase before the first step and after the last. All methods may be called from any thread.
+    On a terminal: a live line with step, phase, time left and the last step's metrics, and each step's line above it. Elsewhere: plain
+    lines, one for each step and one for each phase before the first step and after the last. All methods may be called from any thread.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._phases: list[tuple[str, float]] = []
-        self._step = self._total = self._steps_seen = 0
+        self._step = self._total = 0
+        self._shown = ""
         self._step_ended = time.monotonic()
         self._mean_s: float | None = None
         self._live: Live | None = None
@@ -88,8 +89,7 @@ class Progress:
         """What is being done, within the `with` block. Phases nest; the innermost is shown."""
         with self._lock:
             self._phases.append((name, time.monotonic()))
-            between_steps = self._steps_seen > 0 and self._step < self._total
-            if self._live is None and not between_steps:
+            if self._live is None and not self._stepping:
                 self._print(f"{name} ...")
         try:
             yield
@@ -97,17 +97,23 @@ class Progress:
             with self._lock:
                 self._phases.pop()
 
-    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """A step is done: its number (from 1), the run's steps, its metrics (see `SHOWN`)."""
+    def begin(self, total: int, *, done: int = 0) -> None:
+        """Steps begin, of which `done` of the stage's `total` lie behind; nothing is kept of an earlier stage's."""
+        with self._lock:
+            self._step, self._total = done, total
+            self._shown, self._mean_s = "", None
+            self._step_ended = time.monotonic()
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A step is done: its number (from 1) and its metrics (see `SHOWN`)."""
         with self._lock:
             now = time.monotonic()
             seconds, self._step_ended = now - self._step_ended, now
-            self._step, self._total = step, total
-            if self._steps_seen:
-                # the first interval holds the start; after that half the weight is on about the last 7 steps
-                self._mean_s = seconds if self._mean_s is None else 0.9 * self._mean_s + 0.1 * seconds
-            self._steps_seen += 1
-            self._print(_step_line(step, total, metrics, self._time_left()))
+            self._step = step
+            # half the weight is on about the last 7 steps
+            self._mean_s = seconds if self._mean_s is None else 0.9 * self._mean_s + 0.1 * seconds
+            self._shown = _shown(metrics)
+            self._print(_joined(f"step {step}/{self._total}", self._shown, self._time_left()))
 
     def note(self, text: str) -> None:
         """One line of text."""
@@ -126,22 +132,34 @@ class Progress:
         except OSError:
             self._console.quiet = True
 
+    @property
+    def _stepping(self) -> bool:
+        return self._step < self._total
+
     def _time_left(self) -> str:
-        if self._step >= self._total or self._mean_s is None:
+        if not self._stepping or self._mean_s is None:
             return ""
         return f"{duration(self._mean_s * (self._total - self._step))} left"
 
     def _live_line(self) -> Text:
         with self._lock:
-            where = f"step {self._step + 1}/{self._total}" if self._steps_seen and self._step < self._total else ""
+            where = f"step {self._step + 1}/{self._total}" if self._stepping else ""
             name, since = self._phases[-1] if self._phases else ("working", self._step_ended)
-            parts = [where, f"{name} ({duration(time.monotonic() - since)})", self._time_left()]
-            return Text("  ".join(part for part in parts if part), no_wrap=True, overflow="ellipsis", style="cyan")
+            phase = f"{name} ({duration(time.monotonic() - since)})"
+            last = f"last step: {self._shown}" if self._stepping and self._shown else ""
+            # the metrics are last: a narrow terminal cuts them off first
+            line = _joined(where, phase, self._time_left(), last)
+            return Text(line, no_wrap=True, overflow="ellipsis", style="cyan")
 
 
-def _step_line(step: int, total: int, metrics: Mapping[str, float], time_left: str) -> str:
-    values = [f"{label} {form.format(metrics[name])}" for name, (label, form) in SHOWN.items() if name in metrics]
-    return "  ".join(part for part in (f"step {step}/{total}", *values, time_left) if part)
+def _shown(metrics: Mapping[str, float]) -> str:
+    return _joined(
+        *(f"{label} {form.format(metrics[name])}" for name, (label, form) in SHOWN.items() if name in metrics)
+    )
+
+
+def _joined(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)
 
 
 def duration(seconds: float) -> str:

@@ -20,8 +20,7 @@ from orchestrator.launch import Launched
 from orchestrator.ledger import Ledger, SupervisedEntry
 from orchestrator.metrics import peak_memory, whole_minibatches
 from orchestrator.progress import Progress
-
-EXPORT = "export"
+from orchestrator.run_dir import EXPORT_FOLDER
 
 
 class RewardLoop:
@@ -52,17 +51,18 @@ class RewardLoop:
         """From wherever the run directory stands to the export."""
         committed = self.ledger.last_step()
         self._take_up(committed)
+        self.progress.begin(self.total_steps, done=self.step)
         self.stepping = True
         while not self.finished and not self.stop_requested:
             self.waiter.step = self.step + 1
             entry = self._step(self.step + 1)
             self._commit(entry, again=entry.step <= committed)
-            self.progress.step(entry.step, self.total_steps, entry.metrics)
+            self.progress.step(entry.step, entry.metrics)
         self._checkpoint()
         if self.finished:
             with self.progress.phase("evaluation and export"):
                 evaluation = evaluate(self.group, self.waiter, self.config, self.lengths, self.num_train)
-                export_evaluated(self.group, self.waiter, str(self.run_dir / EXPORT), evaluation)
+                export_evaluated(self.group, self.waiter, str(self.run_dir / EXPORT_FOLDER), evaluation)
             self.progress.note(described(evaluation))
 
     def _take_up(self, committed: int) -> None:

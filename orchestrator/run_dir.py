@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from actors.errors import UserError
+from actors.models.checks import architecture_differences
 from configs.errors import ConfigError
 from orchestrator.ledger import create_only, num_committed
 
@@ -19,7 +21,9 @@ CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
 DONE_FILE = "done.json"
 DATA_FILE = "data.json"
+MODELS_FILE = "models.json"
 LOCK_FILE = "driver.lock"
+EXPORT_FOLDER = "export"
 
 
 @contextmanager
@@ -110,17 +114,87 @@ def same_data(folder: Path, fingerprint: str, source: str) -> None:
         UserError: where `source` has changed since.
     """
     path = folder / DATA_FILE
-    with suppress(FileExistsError):
-        create_only(path, json.dumps({"fingerprint": fingerprint}).encode())
-    try:
-        begun_with = json.loads(path.read_bytes())["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    begun_with = _begun_with(path, {"fingerprint": fingerprint})["fingerprint"]
     if begun_with != fingerprint:
         raise UserError(
             f"{source} is not the data that this run was begun with: its fingerprint is {fingerprint[:12]}, {path} says "
             f"{begun_with[:12]}. Put the old data back, or start a new run"
         )
+
+
+def same_models(folder: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Notes of what shape the models were that a run was begun with, by key, and refuses others when it goes on: its checkpoints would
+    not fit them.
+
+    Raises:
+        UserError: where a model has been replaced by one of another architecture.
+    """
+    path = folder / MODELS_FILE
+    begun_with = _begun_with(path, {key: dict(model) for key, model in models.items()})
+    for key, model in models.items():
+        if different := architecture_differences(begun_with[key], dict(model)):
+            raise UserError(
+                f"{key} is not the model that this run was begun with: {path} and its config.json differ in {'; '.join(different)}. "
+                "Put the old model back, or start a new run"
+            )
+
+
+def _begun_with(path: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """What the run noted in `path` when it began; what it notes now, where it begins. Both have the same keys.
+
+    Raises:
+        UserError: where the file is damaged.
+    """
+    with suppress(FileExistsError):
+        create_only(path, json.dumps(now).encode())
+    try:
+        begun_with = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(begun_with, dict) or begun_with.keys() != now.keys():
+        raise UserError(f"{path} is damaged: it does not hold {', '.join(now)}")
+    return begun_with
+
+
+def same_plan(folder: Path, plan: str, *, deterministic: bool, note: Callable[[str], None]) -> None:
+    """Keeps the plan (JSON) that a run was begun with, and compares it with what a resume would go on with.
+
+    The same config gives another plan on a machine with other cores: other threads add up in another order, and give other bits.
+
+    Raises:
+        UserError: where they differ and the run is `deterministic`; naming the keys. Any other run only says so.
+    """
+    path = folder / PLAN_FILE
+    with suppress(FileExistsError):
+        create_only(path, plan.encode())
+    planned = json.loads(plan)
+    before, now = _leaves(_begun_with(path, planned)), _leaves(planned)
+    changed = [
+        f"{key}: got {now.get(key, 'nothing')}, was {before.get(key, 'nothing')}"
+        for key in (*before, *(key for key in now if key not in before))
+        if key not in now or key not in before or now[key] != before[key]
+    ]
+    if not changed:
+        return
+    differences = f"the plan is not the one that this run was begun with ({path}): {'; '.join(changed)}"
+    if deterministic:
+        raise UserError(
+            f"{differences}. run.deterministic promises the same bits only with the same plan; allowed: to resume where there are as many "
+            "cores and GPUs as the run was begun with"
+        )
+    note(f"{differences}. The run goes on with the new one")
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """The values in nested objects and lists by their keys' paths: `roles.policy.threads`."""
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = [(str(index), one) for index, one in enumerate(value)]
+    else:
+        return {key: value}
+    below = [_leaves(one, f"{key}.{name}" if key else name) for name, one in inner]
+    return {path: leaf for leaves in below for path, leaf in leaves.items()}
 
 
 def _make(folder: Path) -> list[Path]:

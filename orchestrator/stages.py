@@ -10,14 +10,14 @@ from typing import Any
 import ray
 
 from actors.critic import Critic
-from actors.errors import PreceptorError, RoleFailed
+from actors.errors import PreceptorError, RoleFailed, UserError
 from actors.policy import Policy
 from actors.preflight import PromptFacts, RankingFacts, check_ppo, check_reward
 from actors.reference import Reference
 from actors.reward import Reward
-from actors.reward_trainer import RewardTrainer
+from actors.reward_trainer import DATA_FINGERPRINT, RewardTrainer
 from actors.reward_worker import RewardWorker
-from actors.rollout import Rollout, engine_environment
+from actors.rollout import Rollout, RolloutReport, engine_environment
 from configs.schema.ppo import PPOStage
 from configs.schema.reward import RewardStage
 from orchestrator.launch import Launched, RoleSpec, machine_of, start_ray
@@ -28,7 +28,7 @@ from orchestrator.plan_records import PPOPlan, RewardPlan
 from orchestrator.ppo_loop import PPOLoop
 from orchestrator.progress import Progress
 from orchestrator.reward_loop import RewardLoop
-from orchestrator.run_dir import same_data
+from orchestrator.run_dir import same_data, same_models
 from orchestrator.signals import interruptible, stop_between_steps, undisturbed
 
 
@@ -41,9 +41,11 @@ def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Calla
         progress.note(
             f"{facts.num_prompts} prompts, longest {facts.longest_tokens} tokens, {facts.num_dropped} left out for length"
         )
+        same_models(run_dir, facts.models)
         same_data(run_dir, facts.fingerprint, config.data.path)
         on_ready(plan)
         with launched_roles(config, plan, ppo_roles(config, plan), run_dir, progress) as launched:
+            same_rows(launched, facts.fingerprint, config.data.path)
             loop = PPOLoop(config, plan, launched, run_dir, facts.num_prompts, progress)
             with stop_between_steps(loop, progress):
                 loop.run()
@@ -56,11 +58,16 @@ def run_reward(config: RewardStage, run_dir: Path, progress: Progress, on_ready:
         assert isinstance(plan, RewardPlan)
         with progress.phase("checking data and model"):
             facts: RankingFacts = in_cluster(check_reward, config, timeout_s=config.cluster.start_timeout_s)
-        progress.note(f"{facts.num_groups} ranked groups to train on, {facts.num_held_out} held out")
+        progress.note(
+            f"{facts.num_groups} ranked groups to train on, {facts.num_held_out} held out; left out: {facts.num_dropped} for length, "
+            f"{facts.num_ties} that rank all answers the same"
+        )
+        same_models(run_dir, facts.models)
         same_data(run_dir, facts.fingerprint, config.data.path)
         on_ready(plan)
         specs = {"reward": RoleSpec(role_class=RewardTrainer, args=(config,))}
         with launched_roles(config, plan, specs, run_dir, progress) as launched:
+            same_rows(launched, facts.fingerprint, config.data.path)
             loop = RewardLoop(config, launched, run_dir, progress)
             with stop_between_steps(loop, progress):
                 loop.run()
@@ -144,6 +151,22 @@ def launched_roles(
     finally:
         with undisturbed():
             launched.stop()
+
+
+def same_rows(launched: Launched, fingerprint: str, source: str) -> None:
+    """Refuses a rank that read other data than was checked: the orchestrator names rows by their numbers.
+
+    Raises:
+        UserError: naming the rank.
+    """
+    for role, reports in launched.reports.items():
+        for rank, report in enumerate(reports):
+            found = report.data_fingerprint if isinstance(report, RolloutReport) else report.facts.get(DATA_FINGERPRINT)
+            if found not in (None, fingerprint):
+                raise UserError(
+                    f"data.path: {role} rank {rank} read other data from {source!r} than was checked at the start: its fingerprint is "
+                    f"{str(found)[:12]}, expected {fingerprint[:12]}; allowed: the same files on every node"
+                )
 
 
 def in_cluster(function: Callable[..., Any], *args: Any, timeout_s: float) -> Any:

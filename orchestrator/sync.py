@@ -97,7 +97,7 @@ class WeightSync:
 
     def _answers(self, policy_version: int) -> list[Call]:
         """Each engine's answers to the probe. They stay where they are: only references come here."""
-        return self.rollout.call(Rollout.probe, policy_version, self.config.probe_tokens)
+        return self.rollout.call_for_actors(Rollout.probe, policy_version, self.config.probe_tokens)
 
     def _compare(self, answers: list[Call]) -> ProbeReport:
         """The gap between engines and policy; every rank of the policy computes all of it, so any rank's report will do."""

@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from actors.errors import UserError
+from actors.preflight import check_ppo, check_reward
+from configs.load import load_config
+from configs.schema.ppo import PPOStage
+from configs.schema.reward import RewardStage
 from orchestrator.cli import BAD_INPUT, FINE, main
+from orchestrator.jobs import resolve_models
+from orchestrator.run_dir import same_models
 from tests.tiny_models import make_tiny_causal_lm, make_tiny_scalar, make_tiny_tokenizer
 
 
@@ -154,6 +161,44 @@ def reference_of_another_vocabulary(job: Job) -> list[str]:
     return [f"reference.model={job.folder / 'reference'}"]
 
 
+def reference_of_a_permuted_vocabulary(job: Job) -> list[str]:
+    shutil.copytree(job.folder / "policy", job.folder / "reference")
+    permute(job.folder / "reference")
+    return [f"reference.model={job.folder / 'reference'}"]
+
+
+def critic_of_another_tokenizer(job: Job) -> list[str]:
+    shutil.copytree(job.folder / "reward", job.folder / "critic")
+    permute(job.folder / "critic")
+    return [f"critic={{init_from: model, model: {job.folder / 'critic'}}}"]
+
+
+def permute(model: Path) -> None:
+    """Two words of the vocabulary change places."""
+    path = model / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    words = tokenizer["model"]["vocab"]
+    words["yes"], words["no"] = words["no"], words["yes"]
+    path.write_text(json.dumps(tokenizer))
+
+
+def critic_of_a_smaller_window(job: Job) -> list[str]:
+    shutil.copytree(job.folder / "reward", job.folder / "critic")
+    job.edit("critic/config.json", max_position_embeddings=21)
+    return [f"critic={{init_from: model, model: {job.folder / 'critic'}}}"]
+
+
+def reference_of_a_smaller_window(job: Job) -> list[str]:
+    shutil.copytree(job.folder / "policy", job.folder / "reference")
+    job.edit("reference/config.json", max_position_embeddings=21)
+    return [f"reference.model={job.folder / 'reference'}"]
+
+
+def reward_model_of_a_smaller_window(job: Job) -> list[str]:
+    job.edit("reward/config.json", max_position_embeddings=21)
+    return []
+
+
 def reward_model_without_statistics(job: Job) -> list[str]:
     (job.folder / "reward" / "preceptor_reward.json").unlink()
     return []
@@ -184,10 +229,15 @@ CASES: list[tuple[Callable[[Job], list[str]] | list[str], list[str]]] = [
     (malformed_row, ["prompts.jsonl:2", "JSON"]),
     (row_without_prompt, ["prompts.jsonl:2", "'prompt'", "question"]),
     (long_prompt, ["prompts.jsonl:1", "tokens", "data.max_prompt_tokens: 64"]),
-    (longer_than_window, ["window", "20"]),
+    (longer_than_window, ["policy.model: the longest prompt", "window", "20"]),
+    (critic_of_a_smaller_window, ["critic.model: the longest prompt", "window", "21"]),
+    (reference_of_a_smaller_window, ["reference.model: the longest prompt", "window", "21"]),
+    (reward_model_of_a_smaller_window, ["reward.model.model: the longest prompt", "window", "21"]),
     (no_chat_template, ["chat_template", "no chat template"]),
     (no_end_token, ["end token", "eos_token"]),
-    (other_tokenizer, ["tokenizers", "policy", "reward", "differ"]),
+    (other_tokenizer, ["reward.model.model: the tokenizers", "policy", "reward", "differ"]),
+    (critic_of_another_tokenizer, ["critic.model: the tokenizers", "differ", "'yes' and 'no'"]),
+    (reference_of_a_permuted_vocabulary, ["reference.model: the tokenizers", "differ", "'yes' and 'no'"]),
     (no_model, ["policy.model", "nowhere", "does not exist"]),
     (reward_model_as_policy, ["policy.model", "LlamaForSequenceClassification", "ForCausalLM"]),
     (policy_as_reward_model, ["reward.model.model", "LlamaForCausalLM", "ForSequenceClassification"]),
@@ -212,3 +262,124 @@ def test_bad_input_is_one_readable_message(
         assert part in message, message
     assert "Traceback" not in message
     assert sorted(path for path in job.folder.rglob("*")) == before, "something was written"
+
+
+# ------------------------------------------------------------------------------------------------------------ pipelines
+
+
+@pytest.fixture
+def pipeline(job: Job) -> Job:
+    """A reward stage before the job's PPO, whose reward model and critic it exports."""
+    pairs = [{"prompt": f"what is {n} ?", "chosen": "one", "rejected": "two"} for n in ("one", "two", "three")]
+    (job.folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    ppo = yaml.safe_load(job.config.read_text())
+    ppo["run"] = {}
+    ppo["reward"] = {"model": {"model": "stage:judge"}}
+    judge = {
+        "stage": "reward",
+        "data": {"path": str(job.folder / "pairs.jsonl"), "max_tokens": 64, "held_out_rows": 1},
+        "model": {"model": str(job.folder / "policy")},
+        "training": {"groups_per_step": 1},
+    }
+    run = {"dir": str(job.folder / "run")}
+    job.config.write_text(yaml.safe_dump({"stage": "pipeline", "run": run, "stages": {"judge": judge, "ppo": ppo}}))
+    return job
+
+
+def test_a_pipeline_says_what_can_not_be_checked_yet(pipeline: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipeline.run() == FINE
+    out = capsys.readouterr().out
+    assert "not checked: stages.ppo.reward.model.model: stage:judge does not exist yet" in out
+    assert out.count("not checked") == 1
+
+
+def later_stage_without_data(job: Job) -> list[str]:
+    return ["stages.ppo.data.path=nowhere.jsonl"]
+
+
+def later_stage_without_policy(job: Job) -> list[str]:
+    return [f"stages.ppo.policy.model={job.folder / 'nowhere'}"]
+
+
+def later_stage_without_function(job: Job) -> list[str]:
+    return ['stages.ppo.reward.functions=[{function: "no_such:pays"}]']
+
+
+def later_stage_of_another_tokenizer(job: Job) -> list[str]:
+    make_tiny_causal_lm(job.folder / "other", tied=True, vocab_size=110)
+    return [f"stages.ppo.policy.model={job.folder / 'other'}"]
+
+
+def later_stage_beyond_the_window(job: Job) -> list[str]:
+    shutil.copytree(job.folder / "policy", job.folder / "short")
+    job.edit("short/config.json", max_position_embeddings=21)
+    return [f"stages.judge.model.model={job.folder / 'short'}", "stages.judge.data.max_tokens=20"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (later_stage_without_data, ["stages.ppo", "nowhere.jsonl"]),
+        (later_stage_without_policy, ["stages.ppo", "policy.model", "does not exist"]),
+        (later_stage_without_function, ["stages.ppo", "reward.functions.0", "no_such"]),
+        (later_stage_of_another_tokenizer, ["stages.ppo", "reward.model.model: the tokenizers"]),
+        (later_stage_beyond_the_window, ["stages.ppo", "reward.model.model: the longest prompt", "21"]),
+    ],
+)
+def test_a_later_stage_is_checked_before_the_first_begins(
+    pipeline: Job, spoil: Callable[[Job], list[str]], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pipeline.run(*spoil(pipeline)) == BAD_INPUT
+    message = capsys.readouterr().err
+    for part in parts:
+        assert part in message, message
+
+
+def test_only_models_are_exports_of_stages(pipeline: Job) -> None:
+    config = load_config(pipeline.config, ["stages.ppo.data.path=stage:judge"])
+    stage = resolve_models(config.stages["ppo"], Path("/runs/one"))  # type: ignore[union-attr]
+    assert isinstance(stage, PPOStage)
+    assert stage.reward.model is not None
+    assert stage.reward.model.model == "/runs/one/judge/export"
+    assert stage.data.path == "stage:judge"
+
+
+# --------------------------------------------------------------------------------------------------- at the start of a run
+
+
+def test_a_run_does_not_go_on_with_a_model_of_another_architecture(job: Job) -> None:
+    config = load_config(job.config)
+    assert isinstance(config, PPOStage)
+    run = job.folder / "begun"
+    run.mkdir()
+    same_models(run, check_ppo(config).models)
+    same_models(run, check_ppo(config).models)
+    noted = (run / "models.json").read_text()
+    stats = (job.folder / "reward" / "preceptor_reward.json").read_text()
+    shutil.rmtree(job.folder / "reward")
+    make_tiny_scalar(job.folder / "reward", num_layers=3)
+    (job.folder / "reward" / "preceptor_reward.json").write_text(stats)
+    with pytest.raises(UserError) as caught:
+        same_models(run, check_ppo(config).models)
+    for part in ("reward.model.model is not the model", "models.json", "num_hidden_layers: 2, 3", "start a new run"):
+        assert part in str(caught.value)
+    assert (run / "models.json").read_text() == noted
+
+
+def test_what_is_left_out_of_ranked_answers_is_counted(job: Job) -> None:
+    rows = [
+        {"prompt": "what ?", "responses": ["one", "two"], "ranks": [0, 1]},
+        {"prompt": "what ?", "responses": ["one", "two"], "ranks": [1, 1]},
+        {"prompt": "what ?", "responses": ["yes " * 50, "two"], "ranks": [0, 1]},
+        {"prompt": "what ?", "responses": ["yes " * 50, "no"], "ranks": [0, 1]},
+        {"prompt": "what ?", "responses": ["two", "one"], "ranks": [0, 1]},
+    ]
+    path = job.folder / "ranked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": str(path), "format": "ranking", "max_tokens": 20, "overlong": "drop", "held_out_rows": 1}
+    facts = check_reward(
+        RewardStage.model_validate(
+            {"stage": "reward", "run": {"dir": "r"}, "data": data, "model": {"model": str(job.folder / "policy")}}
+        )
+    )
+    assert (facts.num_groups, facts.num_held_out, facts.num_dropped, facts.num_ties) == (1, 1, 2, 1)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from actors.algorithms.records import Experience, Trajectories, VersionSpan, cumulative
+from actors.durable import make_folder, sync
 from actors.errors import PreceptorError
 from actors.tasks import WrittenFile
 
@@ -34,7 +35,8 @@ def _lists(data: Tensor, cu_lengths: Tensor) -> pa.ListArray:
 def write_experience(
     path: Path, indices: Sequence[int], experience: Experience, texts: Sequence[tuple[str, str]]
 ) -> WrittenFile:
-    """Writes the trajectories, which are number `indices` of their wave, whole or not at all. `texts`: prompt and response, for people.
+    """Writes the trajectories, which are number `indices` of their wave, whole or not at all, and on disk when this
+    returns. `texts`: prompt and response, for people.
 
     The file's name gets the digest of its content: another attempt at the same step never overwrites what a ledger entry names.
     """
@@ -65,10 +67,12 @@ def write_experience(
     data = buffer.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
     path = path.with_stem(f"{path.stem}-{sha256[:12]}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     new = path.with_suffix(f".new-{os.getpid()}")
     new.write_bytes(data)
+    sync(new)
     os.replace(new, path)
+    sync(path.parent)
     return WrittenFile(name=path.name, sha256=sha256, num_bytes=len(data))
 
 

@@ -13,6 +13,8 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from actors.durable import make_folder, sync, sync_tree
+
 FILE_BYTES = 5 * 10**9
 
 
@@ -52,6 +54,7 @@ class FolderWriter:
         if self._held:
             path = self._folder / f"part-{len(self._parts):05d}.safetensors"
             save_file(self._held, path, {"format": "pt"})
+            sync(path)
             self._parts.append((path, list(self._held)))
             self._held, self._held_bytes = {}, 0
 
@@ -59,8 +62,11 @@ class FolderWriter:
 def write_folder(
     folder: Path, model: Any, tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype, tokenizer_from: str
 ) -> None:
-    """Writes config, tokenizer and weights. `model` is the transformers model that the tensors are of; only its config is read."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes config, tokenizer and weights. `model` is the transformers model that the tensors are of; only its config is read.
+
+    All of it is on disk when this returns.
+    """
+    make_folder(folder)
     writer = FolderWriter(folder)
     for name, value in tensors:
         writer.add(name, value)
@@ -70,6 +76,7 @@ def write_folder(
     export_config(model, dtype=dtype, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
+    sync_tree(folder)
 
 
 def export_config(model: Any, *, dtype: torch.dtype, pad_token_id: int | None) -> Any:

@@ -81,6 +81,13 @@ class OptimizerStates:
         """Whether this engine's memory can be moved between GPU and host: not with bf16 at stage 1, for which DeepSpeed has no way."""
         return not isinstance(self._optimizer, BF16_Optimizer)
 
+    def relink(self) -> None:
+        """After DeepSpeed has moved its partitions back: at stages 1 and 2 the links from parameters to moments are made anew, which
+        DeepSpeed itself does only once."""
+        if self._zero_stage in (1, 2):
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
     def move_replicated(self, device: torch.device) -> None:
         """Stage 0: moves Adam's moments. Its step count stays on the host."""
         for state in self._adam().state.values():

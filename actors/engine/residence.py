@@ -46,6 +46,8 @@ class Residence:
             self._move_replicated(self._device)
         else:
             self._runner.reload_states()
+            if self._states is not None:
+                self._states.relink()
         self._on_host = False
         return True
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from actors.durable import make_folder, sync
 from actors.engine.optimizer_states import MOMENTS, OptimizerStates
 from actors.engine.sharding import full_shape
 from actors.errors import UserError
@@ -30,14 +31,15 @@ FILE_BYTES = 2 * 1024**3
 def write_states(
     parameters: Mapping[str, nn.Parameter], states: OptimizerStates, folder: Path, *, file_bytes: int = FILE_BYTES
 ) -> list[WrittenFile]:
-    """Writes this rank's share of the training state into `folder` (collective) and says which files that made.
+    """Writes this rank's share of the training state into `folder` (collective) and says which files that made. They are on disk
+    when this returns.
 
     Parameters go round the ranks by size, so that each writes about as much. One parameter at a time is whole on every rank.
     """
     rank = dist.get_rank()
     owners = share_out({name: full_shape(p).numel() for name, p in parameters.items()}, dist.get_world_size())
     metadata = {"format": FORMAT, "num_steps": str(states.num_steps())}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files: list[WrittenFile] = []
     held: dict[str, Tensor] = {}
 
@@ -45,6 +47,7 @@ def write_states(
         if held:
             path = folder / f"state-{rank:05d}-{len(files):05d}.safetensors"
             save_file(held, path, metadata)
+            sync(path)
             files.append(describe_file(path))
             held.clear()
 
@@ -56,6 +59,7 @@ def write_states(
         if sum(tensor.nbytes for tensor in held.values()) >= file_bytes:
             flush()
     flush()
+    sync(folder)
     return files
 
 

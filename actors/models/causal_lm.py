@@ -58,7 +58,9 @@ class PolicyModule(WrappedModel):
         assert isinstance(head, nn.Linear)
         model.set_output_embeddings(LogprobHead(head, chunk_tokens))
 
-    def forward(self, batch: PackedBatch, *, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: PackedBatch, *, temperature: float, with_entropy: bool, entropy_grad: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of each token that the policy chose; 0 elsewhere.
 
         The distribution is that of the logits divided by `temperature`. A batch without any such token runs through backbone and head all
@@ -75,6 +77,8 @@ class PolicyModule(WrappedModel):
         logprobs, entropy = self.model.get_output_embeddings()(
             hidden[before], batch.tokens[positions], temperature, with_entropy
         )
+        if not entropy_grad:
+            entropy = entropy.detach()  # a number to look at must not cost a backward pass
         length = len(batch.tokens)
         zero = logprobs.new_zeros(())
         return (

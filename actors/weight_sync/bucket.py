@@ -46,7 +46,7 @@ class FilledBucket:
     payload: Tensor
     """uint8 [N]"""
     checksums: dict[str, str]
-    """Of the tensors as they were before packing."""
+    """Of the tensors as they were before packing; where the payload is in another kind of memory, of the copies in it."""
 
 
 def fill_buckets(

@@ -183,6 +183,22 @@ def test_a_wrong_command_line_is_code_2(
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [(("resume",), "interrupted; `preceptor resume RUN` continues"), (("export", "out"), "interrupted")],
+)
+def test_only_a_run_is_said_to_go_on(
+    command: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, command[0], raising(KeyboardInterrupt()))
+    code, _, err = called(capsys, command[0], tmp_path, *command[1:])
+    assert (code, err) == (130, f"preceptor: {said.replace('RUN', str(tmp_path))}\n")
+
+
 @pytest.mark.parametrize("command", [("resume",), ("export", "out")])
 def test_a_run_directory_that_is_not_there(
     command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -125,22 +125,22 @@ def test_separate_groups_on_eight_gpus() -> None:
 
 def test_engines_beside_the_trainers_share_their_bundles() -> None:
     plan = plan_of(
-        stage(*everything_on("all", 8), "rollout.num_engines=4", "rollout.tensor_parallel=2"),
+        stage(*everything_on("all", 4), "rollout.num_engines=4"),
         NODE,
     )
     assert plan.groups == {
         "all": GroupPlan(
             name="all",
             num_bundles=4,
-            gpus_per_bundle=2,
-            cpus_per_bundle=(4 * 2 + 1) * 0.25,
+            gpus_per_bundle=1,
+            cpus_per_bundle=5 * 0.25,
             roles=("policy", "critic", "reference", "reward", "rollout"),
         )
     }
-    assert num_gpus(plan) == 8
+    assert num_gpus(plan) == 4
     assert (plan.sync_channel, plan.rollout_shares_gpu) == ("ipc", True)
     group, policy, rollout = plan.groups["all"], plan.roles["policy"], plan.roles["rollout"]
-    assert [group.bundle_of(policy, rank) for rank in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [group.bundle_of(policy, rank) for rank in range(4)] == [0, 1, 2, 3]
     assert [group.bundle_of(rollout, rank) for rank in range(4)] == [0, 1, 2, 3]
 
 
@@ -169,7 +169,7 @@ def shown(plan: PPOPlan | RewardPlan) -> list[str]:
 def test_a_plan_in_words() -> None:
     config = stage(
         *everything_on("all", 2),
-        "rollout.tensor_parallel=2",
+        "rollout.num_engines=2",
         "rollout.responses_per_prompt=2",
         "ppo.epochs=2",
         "ppo.prompts_per_step=10",
@@ -180,11 +180,11 @@ def test_a_plan_in_words() -> None:
         "critic     2      2 GPUs  32 a rank  all    policy, reference, reward, rollout",
         "reference  2      2 GPUs  32 a rank  all    policy, critic, reward, rollout",
         "reward     2      2 GPUs  32 a rank  all    policy, critic, reference, rollout",
-        "rollout    1      2 GPUs  64 a rank  all    policy, critic, reference, reward",
+        "rollout    2      2 GPUs  32 a rank  all    policy, critic, reference, reward",
         "",
         "step: 10 prompts x 2 responses = 20 trajectories in 3 waves of 4 or 2 prompts",
         "update: 20 trajectories a minibatch, 2 updates a step (2 epochs), 20 in the run (20 of the policy)",
-        "reference: yes, own forward pass for old log-probabilities: yes, weight sync: ipc",
+        "reference: yes, weight sync: ipc",
         "GPUs 2, placement groups 1",
     ]
     assert '"sync_channel": "ipc"' in plan_json(plan_of(config, NODE))

@@ -59,14 +59,30 @@ SMALL = Machine(num_cpus=8, num_gpus=4, where="this machine")
         (
             ["policy.placement.group=a", "policy.placement.num_ranks=4", "rollout.group=a", "rollout.num_engines=2"],
             LAPTOP,
-            "group 'a': got policy 4, rollout 2; allowed: roles of one group have the same number of ranks "
-            "(an engine counts rollout.tensor_parallel times)",
+            "group 'a': got policy 4, rollout 2; allowed: roles of one group have the same number of ranks",
         ),
         (
-            [*everything_on("a", 2), "rollout.tensor_parallel=4"],
+            [*everything_on("a", 2), "rollout.tensor_parallel=2"],
             NODE,
-            "group 'a': got policy 2, critic 2, reference 2, reward 2, rollout 1 x 4 GPUs; allowed: roles of one group have the "
-            "same number of ranks (an engine counts rollout.tensor_parallel times)",
+            "rollout.tensor_parallel: got 2; allowed: 1 in the group 'a', which others share, or a rollout.group of the engines' own",
+        ),
+        (
+            [*everything_on("a", 1), "policy.engine.zero_stage=1", "policy.engine.dtype=bf16"],
+            NODE,
+            "policy.engine.zero_stage: got 1 with engine.dtype bf16; allowed: 2 or 3: the engines share the GPUs of group 'a', "
+            "and this model's memory leaves its GPU in their turn",
+        ),
+        (
+            # of all trainers, also one in a group of its own
+            [
+                "cluster.device=cuda",
+                "rollout.group=policy",
+                "critic.engine.zero_stage=2",
+                "critic.engine.offload_optimizer=true",
+            ],
+            NODE,
+            "critic.engine.offload_optimizer: got true; allowed: false: the engines share the GPUs of group 'policy', "
+            "and this model's memory leaves its GPU in their turn",
         ),
         (
             ["critic.placement.group=reward_function_0"],
@@ -130,6 +146,30 @@ def test_what_cannot_run_is_refused(overrides: list[str], machine: Machine, expe
     with pytest.raises(ConfigError) as caught:
         make_plan(stage(*overrides), machine)
     assert str(caught.value) == f"stage ppo can't run on {machine.where}:\n  {expected}"
+
+
+def test_what_cannot_take_turns_may_have_gpus_of_its_own() -> None:
+    for moved in (["dtype=bf16", "zero_stage=1"], ["offload_optimizer=true", "zero_stage=2"]):
+        engine = [f"policy.engine.{text}" for text in moved]
+        assert not plan_of(stage("cluster.device=cuda", "rollout.tensor_parallel=2", *engine), NODE).rollout_shares_gpu
+    # no GPU, nothing that is moved
+    plan_of(stage("rollout.group=policy", "policy.engine.dtype=bf16", "policy.engine.zero_stage=1"))
+
+
+@pytest.mark.parametrize(("horizon", "fits"), [(6, False), (7, True)])
+def test_a_kl_controller_that_could_reach_zero_is_refused(horizon: int, fits: bool) -> None:
+    """16 prompts x 2 answers: the factor is at least 1 - 0.2 x 32 / horizon, at 6.4 it is 0."""
+    controller = {"kind": "adaptive", "target": 6, "horizon": horizon}
+    config = stage("rollout.responses_per_prompt=2", ppo={"kl": {"controller": controller}})
+    if fits:
+        plan_of(config)
+        return
+    with pytest.raises(ConfigError) as caught:
+        make_plan(config, None)
+    assert str(caught.value) == (
+        "stage ppo can't run:\n  ppo.kl.controller.horizon: got 6; allowed: more than 6.4, 0.2 x the step's 32 trajectories: "
+        "the KL coefficient could fall to 0 in one step otherwise"
+    )
 
 
 def test_all_problems_are_told_at_once() -> None:

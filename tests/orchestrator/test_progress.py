@@ -30,10 +30,11 @@ with Progress() as progress:
             with progress.phase("loading the policy"):
                 pass
         progress.note("data: 12 prompts")
+        progress.begin(2)
         for step in (1, 2):
             with progress.phase("update"):
                 pass
-            progress.step(step, 2, {"score": 0.5, "kl": 0.25, "tokens_per_s": 190.4, "policy/loss": 3.0})
+            progress.step(step, {"score": 0.5, "kl": 0.25, "tokens_per_s": 190.4, "policy/loss": 3.0})
         with progress.phase("export"):
             pass
 print("after")
@@ -58,8 +59,7 @@ def test_elsewhere_than_on_a_terminal_lines_are_plain(tmp_path: Path) -> None:
         "loading the models ...",
         "loading the policy ...",
         "data: 12 prompts",
-        "update ...",
-        "step 1/2  reward 0.500  KL 0.250  tokens/s 190",
+        "step 1/2  reward 0.500  KL 0.250  tokens/s 190  0 s left",
         "step 2/2  reward 0.500  KL 0.250  tokens/s 190",
         "export ...",
         "after",
@@ -105,19 +105,65 @@ def test_on_a_terminal_there_is_a_live_line_and_the_steps_stay(tmp_path: Path) -
         os.close(terminal)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).replace("\r", "\n")
     lines = [line.strip() for line in plain.split("\n")]
-    assert "step 1/2  reward 0.500  KL 0.250  tokens/s 190" in lines
+    assert "step 1/2  reward 0.500  KL 0.250  tokens/s 190  1 s left" in lines
     assert "step 2/2  reward 0.500  KL 0.250  tokens/s 190" in lines
-    assert any(re.fullmatch(r"step 2/2  update \(\d s\)", line) for line in lines)
+    assert any(re.fullmatch(r"step 1/2  update \(\d s\)", line) for line in lines)
+    live = r"step 2/2  update \(\d s\)  1 s left  last step: reward 0\.500  KL 0\.250  tokens/s 190"
+    assert any(re.fullmatch(live, line) for line in lines)
     assert "\x1b[?25h" in shown  # the cursor is given back
     assert not any(noise in plain for noise in NOISE)
     assert sorted(log.read_text().splitlines()) == sorted(NOISE)
+
+
+STAGES = """
+from orchestrator import progress as module
+from orchestrator.progress import Progress
+
+class Clock:
+    now = 0.0
+    def monotonic(self):
+        return self.now
+
+clock = module.time = Clock()
+
+def step(number, seconds):
+    clock.now += seconds
+    progress.step(number, {})
+
+with Progress() as progress:
+    progress.begin(4)
+    for number in (1, 2, 3, 4):
+        step(number, 50.0)
+    clock.now += 1000.0  # evaluation, export, the next stage's start
+    with progress.phase("loading"):
+        pass
+    progress.begin(13, done=10)
+    step(11, 4.0)
+    step(12, 14.0)
+"""
+
+
+def test_each_stage_has_its_own_step_time(tmp_path: Path) -> None:
+    """Seconds a step: 50 in the first stage; then 4, and 0.9 * 4 + 0.1 * 14 = 5."""
+    done = subprocess.run(
+        [sys.executable, "-c", STAGES], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "step 1/4  3 min left",
+        "step 2/4  2 min left",
+        "step 3/4  50 s left",
+        "step 4/4",
+        "loading ...",
+        "step 11/13  8 s left",
+        "step 12/13  5 s left",
+    ]
 
 
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom orchestrator.progress import Progress\n"
         "with Progress() as progress:\n    progress.note('first')\n    sys.stdin.read()\n"
-        "    progress.note('second')\n    progress.step(1, 1, {})\n"
+        "    progress.note('second')\n    progress.begin(1)\n    progress.step(1, {})\n"
         "print('finished', file=sys.stderr)\n"
     )
     process = subprocess.Popen(

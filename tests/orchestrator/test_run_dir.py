@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from actors.errors import PreceptorError, UserError
 from configs.errors import ConfigError
 from orchestrator.ledger import Ledger, SupervisedEntry
-from orchestrator.run_dir import existing_run, locked, new_run, same_data
+from orchestrator.run_dir import existing_run, locked, new_run, same_data, same_plan, same_models
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -117,6 +118,51 @@ def test_the_lock_ends_with_the_block(tmp_path: Path) -> None:
             pass
 
 
+PLAN = {"roles": {"policy": {"threads": 4, "group": "all"}}, "waves": [[0, 1], [2]]}
+
+
+def planned(threads: int = 4, waves: object = PLAN["waves"]) -> str:
+    return json.dumps({"roles": {"policy": {"threads": threads, "group": "all"}}, "waves": waves})
+
+
+def test_the_plan_that_a_run_was_begun_with_is_kept(tmp_path: Path) -> None:
+    notes: list[str] = []
+    for _ in range(2):
+        same_plan(tmp_path, planned(), deterministic=True, note=notes.append)
+    assert notes == []
+    same_plan(tmp_path, planned(threads=2), deterministic=False, note=notes.append)
+    assert json.loads((tmp_path / "plan.json").read_text()) == PLAN
+    assert notes == [
+        f"the plan is not the one that this run was begun with ({tmp_path / 'plan.json'}): roles.policy.threads: got 2, was 4. "
+        "The run goes on with the new one"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (planned(threads=2), "roles.policy.threads: got 2, was 4. run.deterministic"),
+        (
+            planned(waves=[[0], [1, 2]]),
+            r"waves.0.1: got nothing, was 1; waves.1.0: got 1, was 2; waves.1.1: got 2, was nothing\.",
+        ),
+    ],
+)
+def test_a_deterministic_run_refuses_another_plan(tmp_path: Path, now: str, said: str) -> None:
+    notes: list[str] = []
+    same_plan(tmp_path, planned(), deterministic=True, note=notes.append)
+    with pytest.raises(UserError, match=said):
+        same_plan(tmp_path, now, deterministic=True, note=notes.append)
+    assert notes == []
+    assert json.loads((tmp_path / "plan.json").read_text()) == PLAN
+
+
+def test_a_damaged_plan_is_told(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"roles": {}')
+    with pytest.raises(UserError, match=r"plan\.json is damaged"):
+        same_plan(tmp_path, planned(), deterministic=False, note=print)
+
+
 def test_a_run_goes_on_with_the_data_it_was_begun_with(tmp_path: Path) -> None:
     same_data(tmp_path, "a" * 64, "data.path prompts.jsonl")
     same_data(tmp_path, "a" * 64, "data.path prompts.jsonl")
@@ -125,3 +171,15 @@ def test_a_run_goes_on_with_the_data_it_was_begun_with(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("[]")
     with pytest.raises(UserError, match="is damaged"):
         same_data(tmp_path, "a" * 64, "data.path prompts.jsonl")
+
+
+def test_a_run_goes_on_with_models_of_the_shape_it_was_begun_with(tmp_path: Path) -> None:
+    models = {"policy.model": {"hidden_size": 64, "num_hidden_layers": 2}, "critic.model": {"hidden_size": 32}}
+    same_models(tmp_path, models)
+    same_models(tmp_path, models)
+    with pytest.raises(
+        UserError, match=r"critic\.model is not the model .* hidden_size: 32, 48\. Put the old model back"
+    ):
+        same_models(tmp_path, models | {"critic.model": {"hidden_size": 48}})
+    with pytest.raises(UserError, match="is damaged"):
+        same_models(tmp_path, {"policy.model": models["policy.model"]})

@@ -18,6 +18,7 @@ from actors.group import Group, Share, Waiter, connect, kill, place, spawn
 from actors.role import Role
 
 ROOT = Path(__file__).resolve().parents[2]
+BIG_BYTES = 2**20
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -49,6 +50,12 @@ class Worker(Role):
         if fail:
             raise RewardFailed("prompt-8", "no")
         return b"big", 5
+
+    def big(self) -> bytes:
+        return bytes(BIG_BYTES)
+
+    def size(self, data: bytes) -> int:
+        return len(data)
 
     def environment(self) -> dict[str, str]:
         names = ("RANK", "WORLD_SIZE", "MASTER_PORT", "OMP_NUM_THREADS", "EXTRA")
@@ -195,6 +202,32 @@ def test_a_failure_in_the_background_ends_the_wait(crew: Crew) -> None:
     assert crew.waiter.wait([fine]) == [5]
     assert reward.unseen == {}, "what was seen is let go"
     del broken
+
+
+def test_every_call_counts_until_its_result_is_looked_at(crew: Crew) -> None:
+    critic, policy = crew.add("critic", 2), crew.add("policy", 1)
+    crew.waiter.wait([*critic.call(Worker.pid), *policy.call(Worker.pid)])
+    later = critic.call_each(Worker.rank_squared, [(1,), (2,)])
+    assert len(critic.unseen) == 2
+    assert crew.waiter.wait(later) == [1, 3]
+    assert critic.unseen == {}
+    critic.call_rank(1, Worker.unlucky)
+    at = time.monotonic()
+    with pytest.raises(RewardFailed, match="prompt-7"):
+        crew.waiter.wait(policy.call(Worker.hang))
+    assert time.monotonic() - at < 10.0
+    assert policy.unseen == {}, "the run has failed: nothing else is awaited"
+
+
+def test_what_travels_between_actors_never_comes_to_the_driver(crew: Crew) -> None:
+    rollout, policy = crew.add("rollout", 1), crew.add("policy", 1)
+    crew.waiter.wait([*rollout.call(Worker.pid), *policy.call(Worker.pid)])
+    [answers] = rollout.call_for_actors(Worker.big)
+    assert crew.waiter.wait(policy.call(Worker.size, answers.ref)) == [BIG_BYTES]
+    [answers] = rollout.call_for_actors(Worker.unlucky)
+    assert rollout.unseen == {}
+    with pytest.raises(RewardFailed, match="prompt-7"):
+        crew.waiter.wait(policy.call(Worker.size, answers.ref))
 
 
 def test_a_group_that_does_not_fit_says_what_is_lacking(cluster: None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.errors import SyncFailed
-from orchestrator.ppo_step import Timeline
+from orchestrator.ppo_records import Timeline
 from tests.proof.comparison import compare, note
 from tests.proof.parts import Parts, RolloutAgain, Setting
 from tests.proof.test_parity import NUMBERS, UPDATES

@@ -129,7 +129,7 @@ def load_state(context: RankContext, task: Task) -> str:
     return str(error.value)
 
 
-def test_incomplete_state_is_refused(model: str, tmp_path: Path) -> None:
+def test_state_that_does_not_fit_the_model_is_refused(model: str, tmp_path: Path) -> None:
     state = tmp_path / "state"
     task = Task(model=model, engine=engine_config(0), steps=(0,), state_out=str(state), state_in=None)
     run_ranks(train, 1, tmp_path, task)
@@ -139,3 +139,7 @@ def test_incomplete_state_is_refused(model: str, tmp_path: Path) -> None:
     save_file(tensors, path, {"format": FORMAT, "num_steps": "1"})
     (message,) = run_ranks(load_state, 1, tmp_path, Task(model=model, engine=engine_config(0), state_in=str(state)))
     assert "lacks ['exp_avg/model.norm.weight']" in message
+    tensors["exp_avg/model.norm.weight"] = torch.zeros(63)
+    save_file(tensors, path, {"format": FORMAT, "num_steps": "1"})
+    (message,) = run_ranks(load_state, 1, tmp_path, Task(model=model, engine=engine_config(0), state_in=str(state)))
+    assert message == f"{state}: exp_avg/model.norm.weight has shape (63,), the model's (64,)"

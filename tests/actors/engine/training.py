@@ -77,7 +77,7 @@ def train_step(engine: Engine, context: RankContext, step: int) -> tuple[float, 
         loss = (token_slices[index] * logprobs + 0.1 * entropy).sum() / num_loss_tokens(step)
         return loss, {"loss": loss, "max_logprob": logprobs.max()}
 
-    metrics = engine.forward_backward(batches, loss_fn, temperature=TEMPERATURE, with_entropy=True)
+    metrics = engine.forward_backward(batches, loss_fn, temperature=TEMPERATURE, with_entropy=True, entropy_grad=True)
     return engine.step(LEARNING_RATES[step]), metrics
 
 

@@ -119,3 +119,13 @@ def test_same_architecture_compares_tensors_not_names(tmp_path: Path) -> None:
     assert same_architecture(a, b)
     assert not same_architecture(a, c)
     assert architecture_differences(a, c) == ["vocab_size: 128, 160"]
+
+
+def test_entropy_to_look_at_has_no_gradient(tmp_path: Path) -> None:
+    policy = load_policy(str(make_tiny_causal_lm(tmp_path, tied=True)), PLAIN, device="cpu").train()
+    batch = packed(*sequences(2, seed=8))
+    looked_at = policy(batch, temperature=0.7, with_entropy=True)[1]
+    trained = policy(batch, temperature=0.7, with_entropy=True, entropy_grad=True)[1]
+    assert not looked_at.requires_grad
+    assert trained.requires_grad
+    assert torch.equal(looked_at, trained)
