@@ -42,8 +42,6 @@ class Share:
 
     num_cpus: float
     num_gpus: float
-    bundles: tuple[int, ...]
-    """Bundle of each rank."""
 
 
 class Group:
@@ -109,7 +107,7 @@ def spawn(
     placement: PlacementGroup,
     share: Share,
 ) -> Group:
-    """Starts one actor for each context, constructed as `role_class(context, *args)`. Nothing heavy is loaded yet."""
+    """Starts one actor for each context, constructed as `role_class(context, *args)`, rank r in bundle r. Nothing heavy is loaded yet."""
     environment = {"OMP_NUM_THREADS": str(contexts[0].threads), "TOKENIZERS_PARALLELISM": "false"}
     actors = [
         ray.remote(role_class)
@@ -119,9 +117,7 @@ def spawn(
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": environment},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                placement, placement_group_bundle_index=share.bundles[context.rank]
-            ),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=context.rank),
         )
         .remote(context, *args)
         for context in contexts

@@ -137,7 +137,6 @@ class Launched:
                 share = Share(
                     num_cpus=CPUS_PER_RANK,
                     num_gpus=role.gpus_per_rank / len(group_plan.roles),
-                    bundles=tuple(group_plan.bundle_of(role, rank) for rank in range(role.num_ranks)),
                 )
                 group = spawn(specs[name].role_class, contexts, specs[name].args, placement, share)
                 self.groups[name] = group

@@ -45,10 +45,7 @@ class GroupPlan:
     cpus_per_bundle: float
     """Ray's logical CPUs: `orchestrator.plan.CPUS_PER_RANK` for each rank in the bundle."""
     roles: tuple[str, ...]
-
-    def bundle_of(self, role: RolePlan, rank: int) -> int:
-        """Bundle of a role's rank: rank i is in bundle i, as roles of one group have equally many ranks (checked)."""
-        return rank * self.num_bundles // role.num_ranks
+    """Equally many ranks each (checked): rank i of each role is in bundle i."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

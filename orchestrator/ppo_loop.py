@@ -118,7 +118,7 @@ class PPOLoop:
     # -- one step
 
     def _step(self, step: int) -> LedgerEntry:
-        timeline = Timeline()
+        timeline = Timeline(show=self.progress.phase)
         kl_coef = self.position.kl.coef
         generation = self.steps.generate(step, policy_version=self.position.step)
         collected = self.steps.collect(step, generation, kl_coef, timeline)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from actors.algorithms.moments import Moments
@@ -16,13 +16,16 @@ from actors.tasks import Busy, ExperienceSummary, WaveShard, WaveSummary
 class Timeline:
     """When each phase and each rank worked, for metrics and benchmarks."""
 
+    show: Callable[[str], AbstractContextManager[object]] = nullcontext
+    """What tells people of a phase while it lasts."""
     phases: dict[str, float] = field(default_factory=dict)
     busy: list[tuple[str, Busy]] = field(default_factory=list)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         started = time.monotonic()
-        yield
+        with self.show(name):
+            yield
         self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
 
 

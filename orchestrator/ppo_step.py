@@ -7,8 +7,8 @@
 
 | who waits | for whom | and is woken by |
 | --- | --- | --- |
-| scoring of wave w | generation of w and of the waves before it (ranks are balanced over waves in order) | the engine's summary |
-| experience of every wave | scores, values and log-probabilities of all waves: the driver waits for them, then submits it | their last report |
+| scoring of wave w | generation of w and of the waves before it (ranks are balanced in order) | the engine's summary |
+| experience of every wave | scores, values and log-probabilities of all waves | their last report |
 | updates | the whole step's experience on disk, and the moments of all its advantages | the last summary |
 | weight sync | the policy's last update; the critic's goes on meanwhile | its report |
 | ledger | the sync's proof and the critic's last update | their reports |

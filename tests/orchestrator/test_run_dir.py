@@ -13,7 +13,7 @@ import pytest
 from actors.errors import PreceptorError, UserError
 from configs.errors import ConfigError
 from orchestrator.ledger import Ledger, SupervisedEntry
-from orchestrator.run_dir import existing_run, locked, new_run, same_data, same_plan, same_models
+from orchestrator.run_dir import existing_run, locked, new_run, same_data, same_models, same_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -101,7 +101,7 @@ class Crew:
             )
             for rank in range(num_ranks)
         ]
-        share = Share(num_cpus=0.25, num_gpus=0, bundles=tuple(range(num_ranks)))
+        share = Share(num_cpus=0.25, num_gpus=0)
         group = spawn(role_class, contexts, (), placement, share)
         self.groups.append(group)
         self.waiter.watch(group)

@@ -124,6 +124,9 @@ def test_a_checkpoint_exports_to_transformers(project: Path, reference: Path) ->
         _, info = loads.from_pretrained(out, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
+    assert {path.name for path in (project / "exported-policy").iterdir()} == {
+        path.name for path in (reference / "export").iterdir()
+    }, "no logs, nothing half-written"
     exported = hashlib.sha256((project / "exported-policy" / "model.safetensors").read_bytes()).hexdigest()
     assert exported == weights(reference), "the last checkpoint is what the run exported"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,30 @@ def test_state_replaces_what_was_trained_before(stage: int, model: str, tmp_path
     assert result["files"] == 1
     assert result["first"] == result["fresh"]
     assert result["after"] == result["expected"]
+
+
+def save_watched(context: RankContext, task: Task, folder: str) -> dict[str, Any]:
+    engine = start_engine(context, task)
+    synced: list[int] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        synced.append(os.fstat(handle).st_ino)
+
+    os.fsync = fsync  # type: ignore[assignment]
+    try:
+        engine.state_out(Path(folder))
+    finally:
+        os.fsync = real
+    paths = [*Path(folder).iterdir(), Path(folder), Path(folder).parent]
+    return {"files": len(paths) - 2, "lost": [str(path) for path in paths if path.stat().st_ino not in synced]}
+
+
+def test_state_is_on_disk_when_it_is_called_written(model: str, tmp_path: Path) -> None:
+    task = Task(model=model, engine=engine_config(0), steps=(0,))
+    (result,) = run_ranks(save_watched, 1, tmp_path, task, str(tmp_path / "state"))
+    assert result == {"files": 1, "lost": []}
 
 
 def test_owners_share_the_load_and_agree() -> None:
