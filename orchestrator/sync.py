@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 EXACT_TOLERANCE = 1e-4
 """Of fp32 on CPU: both sides compute the same sums in another order."""
-LOOSE_TOLERANCE = 0.15
-"""Of bf16, and of other kernels on GPU."""
+LOOSE_TOLERANCE = 0.5
+"""Of bf16, and of other kernels on GPU. The largest gap is mostly rounding: on SmolLM2-135M in bf16 it was 0.06 to 0.17 where the mean was
+0.03 to 0.05. An old tied head shows as 1 and more."""
 DRILL_VERSION = -1
 """Policy version of perturbed weights: nobody can ask for it."""
 

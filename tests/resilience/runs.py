@@ -70,7 +70,7 @@ def ppo_config(**changes: Any) -> dict[str, Any]:
         "stage": "ppo",
         "run": {"dir": "unset", "seed": 3, "deterministic": True, "checkpoint_every": 3},
         "cluster": {"start_timeout_s": START_S},
-        "data": {"path": "prompts.jsonl", "max_prompt_tokens": 16},
+        "data": {"path": "prompts.jsonl", "id_column": "id", "max_prompt_tokens": 16},
         "policy": {"model": "model", **small},
         "critic": {"init_from": "policy", **small},
         "reference": {"engine": {"micro_batch_tokens": 64}, "placement": {"threads_per_rank": 1}},
