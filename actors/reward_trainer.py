@@ -152,7 +152,7 @@ class RewardTrainer(Trainer):
             loss, metrics = plackett_luce_loss(
                 scores, ranks.to(scores.device), cu_groups.to(scores.device), global_count=shard.num_groups
             )
-            return loss, {**metrics, "loss": loss.detach()}
+            return loss, {"loss": loss.detach(), "pair_accuracy": metrics["accuracy"]}
 
         metrics = self.engine.forward_backward([batch_of(of_one) for of_one in groups], loss_of)
         norm = self.engine.step(shard.lr)

@@ -74,7 +74,7 @@ def test_it_learns_rankings_of_four_with_ties(model: str, write: Callable[[int],
     assert result["evaluation"]["num_groups"] == 24
     assert 24 * 3 <= result["evaluation"]["num_pairs"] < 24 * 6, "tied pairs are not compared"
     assert result["evaluation"]["pair_accuracy"] > 0.9
-    assert result["updates"][-1]["minibatches"][0]["accuracy"] > 0.9
+    assert result["updates"][-1]["minibatches"][0]["pair_accuracy"] > 0.9
 
 
 def test_micro_batches_do_not_change_the_update(

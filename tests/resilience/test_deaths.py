@@ -104,7 +104,7 @@ def test_a_second_driver_and_a_second_interrupt(project: Path, run_dir: Path) ->
     with gone_on(project, run_dir) as driver:
         before = steps_committed(run_dir)
         with Driver(project, run_dir, "resume", str(run_dir)) as second:
-            assert second.ended(timeout_s=60.0) == 2
+            assert second.ended(timeout_s=START_S) == 2
         assert f"is in use by process {driver.process.pid}" in second.output
         driver.committed(before + 1)
         driver.caught("policy", "update")

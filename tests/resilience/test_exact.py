@@ -102,14 +102,14 @@ def weights(run_dir: Path) -> str:
 
 def test_a_finished_run_is_finished(project: Path, reference: Path) -> None:
     with resumed(project, reference) as driver:
-        assert driver.ended(timeout_s=60.0) == 0
+        assert driver.ended(timeout_s=START_S) == 0
     assert "is finished; nothing is left to do" in driver.output
 
 
 def test_an_occupied_folder_is_refused_and_left_alone(project: Path, reference: Path) -> None:
     before = sorted(str(path) for path in reference.rglob("*"))
     with started(project, reference, ppo_config()) as driver:
-        assert driver.ended(timeout_s=60.0) == 2
+        assert driver.ended(timeout_s=START_S) == 2
     assert "is not empty" in driver.output
     assert sorted(str(path) for path in reference.rglob("*")) == before
 
