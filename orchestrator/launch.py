@@ -21,7 +21,7 @@ from actors.role import Role
 from actors.rollout import RolloutReport
 from actors.tasks import RoleReport
 from configs.schema.run import ClusterConfig, RunConfig
-from orchestrator.leftovers import MARK, end
+from orchestrator.leftovers import MARK, end, ray_folder
 from orchestrator.machine import local_machine
 from orchestrator.plan import CPUS_PER_RANK, Plan, logical_cpus, num_gpus
 from orchestrator.plan_records import Machine
@@ -67,15 +67,16 @@ def start_ray(cluster: ClusterConfig, plan: Plan) -> None:
 def _start_local(arguments: Mapping[str, Any]) -> None:
     """Starts Ray, within `leftovers.nothing_left`. On a busy machine its own 30 s for that, which can't be set, may not do: it gets more
     than one try."""
+    mark = os.environ[MARK]
     for _ in range(START_TRIES):
         # what is sent to the driver's whole process group (`timeout`, service managers) must not end Ray under a run that stops politely
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            ray.init(address="local", **arguments)
+            ray.init(address="local", _temp_dir=str(ray_folder(mark)), **arguments)
         except Exception as error:  # noqa: BLE001 - supervision: a start that took too long is a bare Exception
             failure = error
             ray.shutdown()
-            end(os.environ[MARK])
+            end(mark)
         else:
             return
         finally:

@@ -1,14 +1,17 @@
 """No process of a run outlives its driver, however the driver ends. For a Ray of this machine alone.
 
 Everything that is started within `nothing_left` inherits a mark in its environment, whoever starts it: Ray's processes, roles, hosts of
-reward functions, what a user's function starts. Beside the driver runs a watcher, this file as a script, that sleeps until the driver's
-end of a pipe is closed. Then both do the same: they give the marked processes some seconds to end, and kill those that do not. Ray alone
-leaves its agents behind for a minute where a driver is killed, and processes that were stopped (SIGSTOP) for good.
+reward functions, what a user's function starts. Ray's processes write their titles over their environments, a small one wholly: they are
+also known by the log files that they hold open, in a folder that bears the mark. Beside the driver runs a watcher, this file as a script,
+that sleeps until the driver's end of a pipe is closed. Then both do the same: they give the marked processes some seconds to end, and kill
+those that do not. Ray alone leaves its agents behind for a minute where a driver is killed, and processes that were stopped (SIGSTOP) for
+good.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +19,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
-MARK = "zz_preceptor_driver"
-"""Sorted last: a process that sets its title, as Ray's do, writes over the beginning of its environment."""
+MARK = "PRECEPTOR_DRIVER"
+"""The environment variable that holds the mark."""
 LEAVE_S = 3.0
 """How long processes may take to end by themselves."""
 KILLED_S = 10.0
@@ -31,7 +35,7 @@ def nothing_left() -> Iterator[None]:
     # not at the top: as a script this file stands alone
     from orchestrator.signals import undisturbed
 
-    mark, outer = uuid.uuid4().hex, os.environ.get(MARK)
+    mark, outer = uuid.uuid4().hex[:12], os.environ.get(MARK)
     watched, lifeline = os.pipe()
     watcher = subprocess.Popen(
         [sys.executable, "-I", os.path.abspath(__file__), mark],
@@ -53,6 +57,13 @@ def nothing_left() -> Iterator[None]:
             end(mark)
             os.close(lifeline)
             watcher.wait(timeout=LEAVE_S + KILLED_S + 5.0)
+    # after an error Ray's own logs stay for whoever looks for its reason
+    shutil.rmtree(ray_folder(mark), ignore_errors=True)
+
+
+def ray_folder(mark: str) -> Path:
+    """Where a Ray that is started under the mark keeps its sessions, logs among them. Short, for the sockets' paths may have 107 bytes."""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")).absolute() / f"preceptor-{mark}"
 
 
 def end(mark: str) -> None:
@@ -76,14 +87,29 @@ def _gone(mark: str, timeout_s: float, number: signal.Signals | None) -> bool:
 
 
 def marked(mark: str) -> list[int]:
-    """Live processes that were started with the mark in their environment. This process itself is none of them."""
-    wanted, found = f"{MARK}={mark}".encode(), []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-                if wanted in file.read().split(b"\0"):
-                    found.append(int(name))
-    return found
+    """Live processes that bear the mark. A driver has Ray's logs open too, and is none of them, for itself and its watcher."""
+    driver = {os.getpid(), os.getppid()}
+    return [
+        pid
+        for pid in (int(name) for name in os.listdir("/proc") if name.isdigit())
+        if pid not in driver and (_inherited(pid, mark) or _writes(pid, mark))
+    ]
+
+
+def _inherited(pid: int, mark: str) -> bool:
+    with suppress(OSError):
+        return f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False
+
+
+def _writes(pid: int, mark: str) -> bool:
+    folder = f"{ray_folder(mark)}/"
+    with suppress(OSError):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                if os.readlink(file).startswith(folder):
+                    return True
+    return False
 
 
 if __name__ == "__main__":

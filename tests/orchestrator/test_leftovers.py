@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.leftovers import MARK, marked, nothing_left
+from orchestrator.leftovers import MARK, marked, nothing_left, ray_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 SLEEPER = "import time; time.sleep(300)"
@@ -40,6 +40,30 @@ def test_what_does_not_end_by_itself_is_killed() -> None:
     assert marked(mark) == []
     assert stopped.wait(timeout=5) == -signal.SIGKILL
     assert MARK not in os.environ
+
+
+def test_a_process_without_an_environment_is_known_by_its_log() -> None:
+    with nothing_left():
+        folder = ray_folder(os.environ[MARK])
+        folder.mkdir()
+        with (folder / "agent.log").open("w") as log:
+            # as an agent of Ray's looks after it has written its title over its environment
+            agent = subprocess.Popen([sys.executable, "-c", SLEEPER], env={}, stdout=log)
+        assert marked(os.environ[MARK]) == [agent.pid]
+    assert agent.wait(timeout=5) == -signal.SIGKILL
+    assert not folder.exists()
+
+
+def test_a_driver_that_writes_to_the_log_itself_is_spared() -> None:
+    code = f"""
+import os, sys; sys.path.insert(0, {str(ROOT)!r})
+from orchestrator.leftovers import MARK, nothing_left, ray_folder
+with nothing_left():
+    folder = ray_folder(os.environ[MARK])
+    folder.mkdir()
+    log = (folder / "driver.log").open("w")
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_nothing_to_end_costs_no_time() -> None:

@@ -1,10 +1,11 @@
 """Runs as a user starts them: a driver in a process of its own, stopped and killed from outside, its processes found by a mark that
-they inherit in their environment."""
+they inherit in their environment, Ray's also by the log files that they hold open."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,13 +149,14 @@ class Driver:
 
     def __init__(self, project: Path, run_dir: Path, *arguments: str) -> None:
         self.run_dir = run_dir
-        self.mark = uuid.uuid4().hex
+        self.mark = uuid.uuid4().hex[:8]
+        self.ray_tmpdir = Path(f"/tmp/test-{self.mark}")  # Ray's sockets want a short path
         self._out = project / f"out-{self.mark}.txt"
         with self._out.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator", *arguments],
                 cwd=project,
-                env={**os.environ, "PYTHONPATH": str(ROOT), MARK: self.mark},
+                env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self.ray_tmpdir), MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -169,6 +171,7 @@ class Driver:
         self.process.wait(timeout=GONE_S)
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.ray_tmpdir, ignore_errors=True)
 
     @property
     def output(self) -> str:
@@ -187,9 +190,15 @@ class Driver:
 
     def processes(self) -> list[int]:
         """Every live process that the driver or one of its children has started."""
-        mine = f"{MARK}={self.mark}".encode()
+        mine, folder = f"{MARK}={self.mark}".encode(), f"{self.ray_tmpdir}/"
         return [
-            pid for pid in all_processes() if mine in _read(f"/proc/{pid}/environ").split(b"\0") and pid != os.getpid()
+            pid
+            for pid in all_processes()
+            if pid != os.getpid()
+            and (
+                mine in _read(f"/proc/{pid}/environ").split(b"\0")
+                or any(file.startswith(folder) for file in _open_files(pid))
+            )
         ]
 
     def nothing_left(self, *, timeout_s: float = GONE_S) -> None:
@@ -302,6 +311,13 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError:
         return b""
+
+
+def _open_files(pid: int) -> list[str]:
+    try:
+        return [_link(str(file)) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return []
 
 
 def _link(path: str) -> str:

@@ -100,6 +100,24 @@ def test_a_reward_that_can_not_be_had(project: Path, run_dir: Path, how: str, wh
     assert why in said
 
 
+def test_a_second_driver_is_refused_and_a_second_interrupt_ends_at_once(project: Path, run_dir: Path) -> None:
+    with gone_on(project, run_dir) as driver:
+        driver.committed(steps_committed(run_dir) + 1)
+        with Driver(project, run_dir, "resume", str(run_dir)) as second:
+            assert second.ended(timeout_s=START_S) == 2
+        assert f"is in use by process {driver.process.pid}" in second.output
+        # an update that would never end: only the second signal can
+        os.kill(driver.caught("policy", "update"), signal.SIGSTOP)
+        os.killpg(driver.process.pid, signal.SIGINT)
+        driver.says("once more stops at once")
+        at = time.monotonic()
+        os.killpg(driver.process.pid, signal.SIGINT)
+        assert driver.ended(timeout_s=GONE_S) == 130, driver.output
+        print(f"second Ctrl-C: {time.monotonic() - at:.1f} s to the end", flush=True)
+        driver.nothing_left(timeout_s=1.0)
+    assert f"preceptor resume {run_dir}" in driver.output
+
+
 def test_a_rank_that_hangs(project: Path, run_dir: Path) -> None:
     file = run_dir / "config.yaml"
     config = yaml.safe_load(file.read_text())
