@@ -140,9 +140,7 @@ class Critic(Trainer):
         scores = self._answer_scores(order, sources, trajectories)
         mask, cu_lengths = trajectories.loss_mask, trajectories.cu_lengths
         in_reward = order.kl_coef if ppo.kl.where == "reward" else 0.0
-        rewards = token_rewards(
-            scores, old, reference, mask, cu_lengths, kl_coef=in_reward, kl_kind=ppo.kl.estimator, kl_clip=None
-        )
+        rewards = token_rewards(scores, old, reference, mask, cu_lengths, kl_coef=in_reward, kl_kind=ppo.kl.estimator)
         bootstrap = bootstrap_for(trajectories.truncated, self.kept.column("last_values", wave), mode=ppo.truncation)
         values = self.kept.column("values", wave)
         advantages, returns = gae(rewards, values, mask, cu_lengths, bootstrap, gamma=ppo.gamma, lam=ppo.gae_lambda)
@@ -177,17 +175,10 @@ class Critic(Trainer):
 
     def _answer_scores(self, order: ExperienceOrder, sources: Sequence[Tensor], trajectories: Trajectories) -> Tensor:
         """Weighted sum, clipped, then penalties: float32 [B]."""
-        import torch
-
-        from actors.algorithms.rewards import answer_penalties
+        from actors.algorithms.rewards import answer_penalties, combine_scores
 
         reward = self.reward
-        scores = torch.zeros(len(trajectories.ids))
-        for weight, source in zip(order.score_weights, sources, strict=True):
-            scores = scores + weight * source
-        if reward.clip is not None:
-            scores = scores.clamp(-reward.clip, reward.clip)
-        return scores + answer_penalties(
+        return combine_scores(sources, order.score_weights, clip=reward.clip) + answer_penalties(
             response_lengths(trajectories),
             trajectories.truncated,
             missing_end_penalty=reward.missing_end_penalty,

@@ -67,5 +67,5 @@ class Reward(Trainer):
         for prompt_id, score in zip(mine.prompt_ids, scores.tolist(), strict=True):
             if not abs(score) < float("inf"):
                 raise RewardFailed(prompt_id, f"the reward model gave {score}")
-        scores = normalise_scores(scores, mean=self.mean, std=self.std, clip=None)
+        scores = normalise_scores(scores, mean=self.mean, std=self.std)
         return ScoreColumn(wave=shard.wave, indices=shard.indices, scores=scores), Busy.since(started)

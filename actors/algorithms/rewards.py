@@ -5,6 +5,8 @@ Legend: `B` trajectories, `T` tokens of all of them, flat.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,19 +20,31 @@ def _require_finite(scores: Tensor) -> None:
         raise ValueError(f"scores of trajectories {bad} are not finite: {scores[bad].tolist()}")
 
 
-def normalise_scores(scores: Tensor, *, mean: float, std: float, clip: float | None) -> Tensor:
-    """(scores - mean) / std, then clipped to +-clip: [B]. Clipping comes last, so `clip` is in deviations.
+def normalise_scores(scores: Tensor, *, mean: float, std: float) -> Tensor:
+    """(scores - mean) / std: [B].
 
     Raises:
-        ValueError: for a score that is not finite, or a `std` or `clip` that is not > 0.
+        ValueError: for a score that is not finite, or a `std` that is not > 0.
     """
     _require_finite(scores)
     if not std > 0:
         raise ValueError(f"std must be > 0, got {std}")
+    return (scores - mean) / std
+
+
+def combine_scores(sources: Sequence[Tensor], weights: Sequence[float], *, clip: float | None) -> Tensor:
+    """The weighted sum of several rewards' scores [B], then clipped to +-clip: [B].
+
+    Raises:
+        ValueError: for a score that is not finite, a `clip` that is not > 0, or other weights than sources.
+    """
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be > 0 or None, got {clip}")
-    normalised = (scores - mean) / std
-    return normalised if clip is None else normalised.clamp(-clip, clip)
+    scores = torch.zeros_like(sources[0])
+    for weight, source in zip(weights, sources, strict=True):
+        _require_finite(source)
+        scores = scores + weight * source
+    return scores if clip is None else scores.clamp(-clip, clip)
 
 
 def answer_penalties(
@@ -70,7 +84,7 @@ def answer_penalties(
     return torch.where(truncated, penalties - missing_end_penalty, penalties)
 
 
-def token_rewards(  # noqa: PLR0913 - one array per record and one number per config field
+def token_rewards(
     scores: Tensor,
     old_logprobs: Tensor,
     reference_logprobs: Tensor,
@@ -79,7 +93,6 @@ def token_rewards(  # noqa: PLR0913 - one array per record and one number per co
     *,
     kl_coef: float,
     kl_kind: str,
-    kl_clip: float | None,
 ) -> Tensor:
     """-kl_coef * KL estimate at every unmasked token, and the score added at the last one: [T], 0 where masked.
 
@@ -92,7 +105,6 @@ def token_rewards(  # noqa: PLR0913 - one array per record and one number per co
         cu_lengths: int64 [B + 1]
         kl_coef: 0 where the KL is in the loss or there is none.
         kl_kind: see `kl_estimate`.
-        kl_clip: each token's estimate is clipped to +- this many nats; None leaves it.
 
     Raises:
         ValueError: for a trajectory without an unmasked token, or a score that is not finite.
@@ -103,7 +115,5 @@ def token_rewards(  # noqa: PLR0913 - one array per record and one number per co
     kl = kl_estimate(
         torch.where(loss_mask, old_logprobs, zero), torch.where(loss_mask, reference_logprobs, zero), kind=kl_kind
     )
-    if kl_clip is not None:
-        kl = kl.clamp(-kl_clip, kl_clip)
     rewards = torch.where(loss_mask, -kl_coef * kl, zero)
     return rewards.index_add(0, last, scores.to(rewards.dtype))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -230,12 +229,6 @@ class Engine:
     def onload(self) -> bool:
         """Brings back what `offload` moved; True if anything was."""
         return self._residence.to_device()
-
-    def peak_memory_bytes(self) -> int:
-        """Peak of this process's resident memory on CPU, of its GPU allocator on CUDA. Not collective."""
-        if self._context.device == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def nothing(outputs: Outputs) -> Tensor:

@@ -74,11 +74,6 @@ def architecture_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [f"{key}: {a.get(key)}, {b.get(key)}" for key in ARCHITECTURE_KEYS if a.get(key) != b.get(key)]
 
 
-def same_architecture(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two model configs describe the same tensors."""
-    return not architecture_differences(a, b)
-
-
 def check_plain_logits(config: dict[str, Any], model: str) -> None:
     """Refuses models whose logits are more than hidden state times head.
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,23 +63,19 @@ def _factors(device: str) -> Tensor:
     return (mixed ^ (mixed >> 27)) | 1
 
 
-def probe_gap(trajectories: Trajectories, policy_logprobs: Tensor, indices: Sequence[int] | None = None) -> ProbeReport:
-    """Compares vLLM's log-probabilities with the policy's over the tokens that the engine chose.
-
-    `policy_logprobs` is float32 [T] for the trajectories `indices` of the probe, in that order (all of them where it is None).
-    """
-    chosen = trajectories if indices is None else trajectories.select(indices)
-    assert policy_logprobs.shape == chosen.tokens.shape, (policy_logprobs.shape, chosen.tokens.shape)
-    mask = chosen.loss_mask
+def probe_gap(trajectories: Trajectories, policy_logprobs: Tensor) -> ProbeReport:
+    """Compares vLLM's log-probabilities with the policy's, float32 [T], over the tokens that the engine chose."""
+    assert policy_logprobs.shape == trajectories.tokens.shape, (policy_logprobs.shape, trajectories.tokens.shape)
+    mask = trajectories.loss_mask
     if not bool(mask.any()):
         return ProbeReport(num_tokens=0, max_gap=0.0, max_gap_scaled=0.0, mean_gap=0.0, worst="none")
-    vllm, policy = chosen.rollout_logprobs[mask].double(), policy_logprobs.detach().cpu()[mask].double()
+    vllm, policy = trajectories.rollout_logprobs[mask].double(), policy_logprobs.detach().cpu()[mask].double()
     finite = vllm.isfinite() & policy.isfinite()
     gap = torch.where(finite, (vllm - policy).abs(), torch.inf)
     scaled = torch.where(finite, gap / policy.abs().clamp(min=1), torch.inf)
     worst = int(scaled.argmax())
     place = int(mask.nonzero()[worst])
-    bounds = cumulative(chosen.lengths)
+    bounds = cumulative(trajectories.lengths)
     owner = int(torch.searchsorted(bounds, place, right=True)) - 1
     return ProbeReport(
         num_tokens=len(gap),
@@ -88,6 +83,7 @@ def probe_gap(trajectories: Trajectories, policy_logprobs: Tensor, indices: Sequ
         max_gap_scaled=float(scaled.max()),
         mean_gap=float(gap.mean()),
         worst=(
-            f"token {place - int(bounds[owner])} of {chosen.ids[owner]}: vllm {float(vllm[worst]):.6g}, policy {float(policy[worst]):.6g}"
+            f"token {place - int(bounds[owner])} of {trajectories.ids[owner]}: "
+            f"vllm {float(vllm[worst]):.6g}, policy {float(policy[worst]):.6g}"
         ),
     )

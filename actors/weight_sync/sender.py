@@ -78,12 +78,6 @@ class WeightSender:
             deque(named_parameters, maxlen=0)
             raise
 
-    def close(self) -> None:
-        """Lets go of the channel."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-
     @property
     def _sends(self) -> bool:
         assert self._channel is not None, "connect comes first"

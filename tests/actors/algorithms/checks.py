@@ -120,10 +120,8 @@ def check_token_rewards(module: Any) -> None:
     old = torch.tensor([9.0, -1.0, -2.0, 9.0, -1.0, math.nan])
     reference = torch.tensor([7.0, -1.5, -1.8, 7.0, -4.0, 7.0])
     arguments = (torch.tensor([1.0, 2.0]), old, reference, mask, torch.tensor([0, 3, 6]))
-    rewards = module.token_rewards(*arguments, kl_coef=0.1, kl_kind="k1", kl_clip=None)
+    rewards = module.token_rewards(*arguments, kl_coef=0.1, kl_kind="k1")
     same(rewards, [0, -0.05, 1.02, 0, 1.7, 0], 1e-6)
-    rewards = module.token_rewards(*arguments, kl_coef=0.1, kl_kind="k1", kl_clip=1.0)
-    same(rewards, [0, -0.05, 1.02, 0, 1.9, 0], 1e-6)
     batch = random_batch(2)
     scores = torch.linspace(-2, 2, batch.num, dtype=F64)
     for kind in ("k1", "k2", "k3"):
@@ -135,16 +133,17 @@ def check_token_rewards(module: Any) -> None:
             batch.cu_lengths,
             kl_coef=0.3,
             kl_kind=kind,
-            kl_clip=0.2,
         )
         old_list, reference_list = batch["old"].tolist(), batch["reference"].tolist()
-        same(got, twins.token_rewards(scores.tolist(), old_list, reference_list, batch.rows(), 0.3, kind, 0.2))
+        same(got, twins.token_rewards(scores.tolist(), old_list, reference_list, batch.rows(), 0.3, kind))
 
 
 def check_scores(module: Any) -> None:
     scores = torch.tensor([3.0, -1.0, 100.0])
-    same(module.normalise_scores(scores, mean=1.0, std=4.0, clip=None), [0.5, -0.5, 24.75], 1e-6)
-    same(module.normalise_scores(scores, mean=1.0, std=4.0, clip=2.0), [0.5, -0.5, 2.0], 1e-6)
+    same(module.normalise_scores(scores, mean=1.0, std=4.0), [0.5, -0.5, 24.75], 1e-6)
+    sources = (torch.tensor([1.0, -2.0, 4.0]), torch.tensor([3.0, -1.0, -8.0]))
+    same(module.combine_scores(sources, (1.0, 0.5), clip=None), [2.5, -2.5, 0.0], 1e-6)
+    same(module.combine_scores(sources, (1.0, 0.5), clip=1.5), [1.5, -1.5, 0.0], 1e-6)
     penalties = module.answer_penalties(
         torch.tensor([6, 8, 10, 12, 10]),
         torch.tensor([False, False, False, False, True]),

@@ -149,7 +149,7 @@ def test_equal_rewards_of_equal_answers_give_exactly_zero(reward: float) -> None
     cu = cumulative([2] * 4)
     mask = torch.tensor([False, True] * 4)
     zeros = torch.zeros(8)
-    rewards = token_rewards(torch.full((4,), reward), zeros, zeros, mask, cu, kl_coef=0.0, kl_kind="k1", kl_clip=None)
+    rewards = token_rewards(torch.full((4,), reward), zeros, zeros, mask, cu, kl_coef=0.0, kl_kind="k1")
     advantages, _ = gae(rewards, zeros, mask, cu, torch.zeros(4), gamma=1.0, lam=0.95)
     moments = merge([moments_of(advantages, mask)] * 2)
     assert not bool(whiten(advantages, mask, moments=moments).any())

@@ -83,14 +83,15 @@ MUTATIONS: tuple[tuple[str, str, str, str], ...] = (
         "index_add(0, cu_lengths[1:] - 1,",
     ),
     ("rewards", "the KL is a reward", "-kl_coef * kl", "kl_coef * kl"),
-    ("rewards", "the KL is not clipped", "kl = kl.clamp(-kl_clip, kl_clip)", "pass"),
+    ("rewards", "a source's weight is lost", "scores + weight * source", "scores + source"),
+    ("rewards", "each source is clipped, not their sum", "weight * source", "(weight * source).clamp(-1.5, 1.5)"),
     (
         "rewards",
         "masked places pay KL",
         "torch.where(loss_mask, -kl_coef * kl, zero)",
         "-kl_coef * kl_estimate(old_logprobs, reference_logprobs, kind=kl_kind)",
     ),
-    ("rewards", "clipped before it is normalised", "(scores - mean) / std\n", "(scores.clamp(-1, 1) - mean) / std\n"),
+    ("rewards", "normalised by the variance", "(scores - mean) / std\n", "(scores - mean) / std**2\n"),
     ("rewards", "the penalty grows beyond the hard limit", "overlong.clamp(0.0, 1.0)", "overlong.clamp(min=0.0)"),
     ("rewards", "a missing end is rewarded", "penalties - missing_end_penalty", "penalties + missing_end_penalty"),
     (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from actors.algorithms.kl import kl_estimate
-from actors.algorithms.rewards import answer_penalties, normalise_scores, token_rewards
+from actors.algorithms.rewards import answer_penalties, combine_scores, normalise_scores, token_rewards
 from tests.actors.algorithms.batches import Batch, random_batch, random_split
 from tests.actors.algorithms.checks import same
 
@@ -20,7 +20,7 @@ PENALTIES: dict[str, Any] = {"missing_end_penalty": 1.0, "length_penalty": 1.0, 
 
 
 def _rewards(batch: Batch, scores: Tensor, kind: str = "k3") -> Tensor:
-    how: dict[str, Any] = {"kl_coef": 0.1, "kl_kind": kind, "kl_clip": 0.5}
+    how: dict[str, Any] = {"kl_coef": 0.1, "kl_kind": kind}
     return token_rewards(scores, batch["old"], batch["reference"], batch.loss_mask, batch.cu_lengths, **how)
 
 
@@ -50,7 +50,6 @@ def test_without_kl_all_that_is_paid_is_the_score() -> None:
         batch.cu_lengths,
         kl_coef=0.0,
         kl_kind="k1",
-        kl_clip=None,
     )
     for b, row in enumerate(batch.rows()):
         assert rewards[row[-1]] == scores[b]
@@ -61,9 +60,7 @@ def test_a_trajectory_without_a_response_is_named() -> None:
     mask = torch.tensor([False, True, False, False, False, True])
     zeros = torch.zeros(6)
     with pytest.raises(ValueError, match=r"without an unmasked token: \[1\]"):
-        token_rewards(
-            torch.ones(3), zeros, zeros, mask, torch.tensor([0, 2, 4, 6]), kl_coef=0.1, kl_kind="k1", kl_clip=None
-        )
+        token_rewards(torch.ones(3), zeros, zeros, mask, torch.tensor([0, 2, 4, 6]), kl_coef=0.1, kl_kind="k1")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -74,13 +71,21 @@ def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match=r"scores of trajectories \[2\] are not finite"):
         _rewards(batch, scores)
     with pytest.raises(ValueError, match=r"scores of trajectories \[2\] are not finite"):
-        normalise_scores(scores, mean=0.0, std=1.0, clip=None)
+        normalise_scores(scores, mean=0.0, std=1.0)
+    with pytest.raises(ValueError, match=r"scores of trajectories \[2\] are not finite"):
+        # a weight of 0 or a clip would hide it
+        combine_scores([torch.zeros_like(scores), scores], [1.0, 0.0], clip=1.0)
 
 
-@pytest.mark.parametrize(("std", "clip"), [(0.0, None), (math.nan, None), (1.0, 0.0)])
-def test_normalising_by_nothing_is_refused(std: float, clip: float | None) -> None:
-    with pytest.raises(ValueError, match="must be > 0"):
-        normalise_scores(torch.zeros(2), mean=0.0, std=std, clip=clip)
+@pytest.mark.parametrize("std", [0.0, math.nan])
+def test_normalising_by_nothing_is_refused(std: float) -> None:
+    with pytest.raises(ValueError, match="std must be > 0"):
+        normalise_scores(torch.zeros(2), mean=0.0, std=std)
+
+
+def test_clipping_to_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="clip must be > 0 or None, got 0"):
+        combine_scores([torch.zeros(2)], [1.0], clip=0.0)
 
 
 @pytest.mark.parametrize(

@@ -36,13 +36,12 @@ def kl(log_ratio: float, kind: str) -> float:
 
 
 def token_rewards(
-    scores: Numbers, old: Numbers, reference: Numbers, rows: Sequence[Row], coef: float, kind: str, clip: float | None
+    scores: Numbers, old: Numbers, reference: Numbers, rows: Sequence[Row], coef: float, kind: str
 ) -> list[float]:
     rewards = [0.0] * len(old)
     for b, row in enumerate(rows):
         for t in row:
-            estimate = kl(old[t] - reference[t], kind)
-            rewards[t] -= coef * (estimate if clip is None else min(max(estimate, -clip), clip))
+            rewards[t] -= coef * kl(old[t] - reference[t], kind)
         rewards[row[-1]] += scores[b]
     return rewards
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from actors.errors import UserError
 from actors.models.causal_lm import load_policy
-from actors.models.checks import architecture_differences, check_plain_logits, read_model_config, same_architecture
+from actors.models.checks import architecture_differences, check_plain_logits, read_model_config
 from actors.models.scalar_head import load_scalar
 from tests.actors.engine.ranks import engine_config, packed, sequences
 from tests.tiny_models import make_tiny_causal_lm, make_tiny_scalar
@@ -112,12 +112,11 @@ def test_models_that_would_be_wrong_are_refused(tmp_path: Path) -> None:
     check_plain_logits({"final_logit_softcapping": None, "logit_scale": 1.0}, "plain")
 
 
-def test_same_architecture_compares_tensors_not_names(tmp_path: Path) -> None:
+def test_architectures_are_compared_by_tensors_not_names(tmp_path: Path) -> None:
     a = read_model_config(make_tiny_causal_lm(tmp_path / "a", tied=True))
     b = read_model_config(make_tiny_scalar(tmp_path / "b"))
     c = read_model_config(make_tiny_causal_lm(tmp_path / "c", tied=True, vocab_size=160))
-    assert same_architecture(a, b)
-    assert not same_architecture(a, c)
+    assert not architecture_differences(a, b)
     assert architecture_differences(a, c) == ["vocab_size: 128, 160"]
 
 
