@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from actors.context import RankContext
+from actors.errors import PreceptorError
 
 
 def peak_rss_bytes() -> int:
@@ -20,6 +23,28 @@ def peak_rss_bytes() -> int:
 def log_file(run_dir: str | Path, role: str, rank: int) -> Path:
     """Where a rank's output goes."""
     return Path(run_dir) / "logs" / f"{role}-{rank}.log"
+
+
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+LEAST_PORT = 20000
+"""Ray's workers listen below."""
+
+
+def unused_port() -> int:
+    """A port that nobody listens on now, and that the system gives to nobody by itself.
+
+    Seconds pass before it is listened on. One of the range from which outgoing connections get theirs is often taken by then.
+    """
+    try:
+        first_ephemeral = int(EPHEMERAL_PORTS.read_text().split()[0])
+    except OSError:
+        first_ephemeral = 32768
+    candidates = range(LEAST_PORT, first_ephemeral) if first_ephemeral > LEAST_PORT + 1000 else range(61000, 65536)
+    for port in random.SystemRandom().sample(candidates, k=100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise PreceptorError(f"no port of {candidates.start} to {candidates.stop - 1} is free on {socket.gethostname()}")
 
 
 class Role:
@@ -40,9 +65,7 @@ class Role:
         import ray
 
         address = "127.0.0.1" if self.context.world_size == 1 else ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return address, probe.getsockname()[1]
+        return address, unused_port()
 
     def join(self, environment: Mapping[str, str]) -> None:
         """Sets this process's environment and redirects its output to its log file; must come before anything heavy is imported."""
