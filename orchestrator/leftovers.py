@@ -107,8 +107,16 @@ def _writes(pid: int, mark: str) -> bool:
     with suppress(OSError):
         for file in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
-                if os.readlink(file).startswith(folder):
+                if os.readlink(file).startswith(folder) and _opened_to_write(pid, file.name):
                     return True
+    return False
+
+
+def _opened_to_write(pid: int, fd: str) -> bool:
+    """Who only reads a log (`tail -f`) is no process of the run."""
+    for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
+        if line.startswith("flags:"):
+            return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
     return False
 
 

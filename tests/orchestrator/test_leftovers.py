@@ -49,8 +49,13 @@ def test_a_process_without_an_environment_is_known_by_its_log() -> None:
         with (folder / "agent.log").open("w") as log:
             # as an agent of Ray's looks after it has written its title over its environment
             agent = subprocess.Popen([sys.executable, "-c", SLEEPER], env={}, stdout=log)
+        with (folder / "agent.log").open() as log:
+            reader = subprocess.Popen([sys.executable, "-c", SLEEPER], env={}, stdin=log)
         assert marked(os.environ[MARK]) == [agent.pid]
     assert agent.wait(timeout=5) == -signal.SIGKILL
+    assert reader.poll() is None, "who reads a log is no part of the run"
+    reader.kill()
+    reader.wait(timeout=5)
     assert not folder.exists()
 
 
