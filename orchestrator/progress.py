@@ -11,15 +11,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from orchestrator.trackers import Tracker
 
 DRIVER_LOG = "logs/driver.log"
 """In the run directory: what the driver's libraries write."""
@@ -47,6 +50,8 @@ class Progress:
 
     On a terminal: a live line with step, phase, time left and the last step's metrics, and each step's line above it. Elsewhere: plain
     lines, one for each step and one for each phase before the first step and after the last. All methods may be called from any thread.
+
+    Nothing is printed while the lock is held: printing takes the live line's own lock, whose refreshing thread comes here for the line.
     """
 
     def __init__(self) -> None:
@@ -57,6 +62,7 @@ class Progress:
         self._step_ended = time.monotonic()
         self._mean_s: float | None = None
         self._live: Live | None = None
+        self._trackers: Sequence[Tracker] = ()
 
     def __enter__(self) -> Self:
         sys.stdout.flush()
@@ -89,8 +95,9 @@ class Progress:
         """What is being done, within the `with` block. Phases nest; the innermost is shown."""
         with self._lock:
             self._phases.append((name, time.monotonic()))
-            if self._live is None and not self._stepping:
-                self._print(f"{name} ...")
+            told = self._live is None and not self._stepping
+        if told:
+            self._print(f"{name} ...")
         try:
             yield
         finally:
@@ -113,12 +120,23 @@ class Progress:
             # half the weight is on about the last 7 steps
             self._mean_s = seconds if self._mean_s is None else 0.9 * self._mean_s + 0.1 * seconds
             self._shown = _shown(metrics)
-            self._print(_joined(f"step {step}/{self._total}", self._shown, self._time_left()))
+            line = _joined(f"step {step}/{self._total}", self._shown, self._time_left())
+        self._print(line)
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+    @contextmanager
+    def tracking(self, trackers: Sequence[Tracker]) -> Iterator[None]:
+        """Within the block every step's metrics go to these too."""
+        self._trackers = trackers
+        try:
+            yield
+        finally:
+            self._trackers = ()
 
     def note(self, text: str) -> None:
         """One line of text."""
-        with self._lock:
-            self._print(text)
+        self._print(text)
 
     @contextmanager
     def log_to(self, log_file: Path) -> Iterator[None]:

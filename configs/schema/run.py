@@ -8,6 +8,8 @@ from pydantic import Field
 
 from configs.schema.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
+TrackerName = Literal["tensorboard", "wandb"]
+
 
 class RunConfig(Section):
     """The run directory and what is kept in it."""
@@ -22,6 +24,11 @@ class RunConfig(Section):
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: PositiveInt = 2
     """Newest whole checkpoints kept. An old one goes only after a newer one is whole."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where each step's metrics go beside the ledger: event files in `tensorboard/` of the run directory, Weights & Biases (with
+    `pip install wandb`)."""
+    wandb_project: str = Field(default="preceptor", min_length=1)
+    """Project at Weights & Biases."""
 
 
 class ClusterConfig(Section):
@@ -34,7 +41,7 @@ class ClusterConfig(Section):
     num_cpus: PositiveInt | None = None
     """CPU cores to use of this machine; all where it is not given. More than there are is refused."""
     start_timeout_s: PositiveFloat = 600.0
-    """Longest wait for all roles to be placed, loaded and connected."""
+    """Longest wait of each part of the start: placing a group, connecting a role, loading all of them."""
     call_timeout_s: PositiveFloat = 1800.0
     """Longest wait for one call to a role: a wave's generation or scoring, an update, a checkpoint."""
     collective_timeout_s: PositiveFloat = 600.0

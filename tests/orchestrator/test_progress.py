@@ -5,13 +5,15 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from orchestrator.machine import local_cores, local_machine
-from orchestrator.progress import duration
+from orchestrator.progress import Progress, duration
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,6 +115,29 @@ def test_on_a_terminal_there_is_a_live_line_and_the_steps_stay(tmp_path: Path) -
     assert "\x1b[?25h" in shown  # the cursor is given back
     assert not any(noise in plain for noise in NOISE)
     assert sorted(log.read_text().splitlines()) == sorted(NOISE)
+
+
+class Printing(Progress):
+    """While it prints, the live line's thread asks for the line."""
+
+    asked: list[Text]
+
+    def _print(self, text: str) -> None:
+        thread = threading.Thread(target=lambda: self.asked.append(self._live_line()), daemon=True)
+        thread.start()
+        thread.join(timeout=10)
+        assert not thread.is_alive(), "the line's thread waits for the printing one, which waits for the line's lock"
+
+
+def test_printing_does_not_wait_for_the_live_line() -> None:
+    with Printing() as progress:
+        progress.asked = []
+        with progress.phase("loading"):
+            progress.note("a note")
+        progress.begin(2)
+        progress.step(1, {})
+        progress.step(2, {})
+    assert len(progress.asked) == 4
 
 
 STAGES = """
