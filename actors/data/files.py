@@ -1,4 +1,4 @@
-"""Rows of a data file or hub dataset, each knowing the line it came from."""
+"""Reads the rows of data files and hub datasets."""
 
 from __future__ import annotations
 
@@ -7,122 +7,73 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import IO, Any, TypeVar, overload
+from typing import IO, Any, Literal
 
 import fsspec
 
+from actors.data.mixing import mixed
+from actors.data.rows import Indexed, Row, Rows, Source, only, place_name, renamed, shown
 from actors.errors import UserError
-from configs.schema.data import DataConfig
-
-Row = dict[str, Any]
+from configs.schema.data import DataConfig, SourceConfig
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".ndjson", ".ndjson.gz")
 PARQUET_SUFFIXES = (".parquet",)
 FILE_SUFFIXES = JSON_SUFFIXES + PARQUET_SUFFIXES
 
-T = TypeVar("T")
-
-JSON_NAMES = {str: "text", list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows(Sequence[Row]):
-    """The selected rows of one source, in its order."""
-
-    source: str
-    """`data.path` as it was given."""
-    unit: str
-    """What a place counts: `line` of a text file (blank lines included), `row` of anything else. Both from 1."""
-    rows: tuple[Row, ...]
-    places: tuple[int, ...]
-    """Line or row number of each row."""
-    fingerprint: str
-    """sha256 of the file's bytes (a hub dataset: of its rows) and the selection. Not of the path: a copy elsewhere is the same data."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        return self.rows[index]
-
-    def where(self, index: int) -> str:
-        """`file:line`, or `dataset, row n`."""
-        place = self.places[index]
-        return f"{self.source}:{place}" if self.unit == "line" else f"{self.source}, row {place}"
-
-    def value(self, index: int, column: str, kinds: type[T] | tuple[type[T], ...], *, key: str | None = None) -> T:
-        """Row `index`'s value in `column`, which must be of one of `kinds`.
-
-        Raises:
-            UserError: for a missing column (naming `key`, the config's key that asked for it, and the columns that there are) or a
-                value of another kind.
-        """
-        row = self.rows[index]
-        if column not in row:
-            asked = f" ({key})" if key else ""
-            raise UserError(
-                f"{self.where(index)}: there is no column {column!r}{asked}; the columns are {', '.join(map(repr, row)) or 'none'}"
-            )
-        value = row[column]
-        allowed = kinds if isinstance(kinds, tuple) else (kinds,)
-        # True is an int in Python and never one in a data file
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            names = " or ".join(dict.fromkeys(JSON_NAMES[kind] for kind in allowed))
-            raise UserError(f"{self.where(index)}: column {column!r} must be {names}, got {shown(value)}")
-        return value
-
-
-def shown(value: object) -> str:
-    """A value as an error names it: short, with its kind."""
-    if value is None:
-        return "null"
-    text = repr(value)
-    return f"{JSON_NAMES.get(type(value), type(value).__name__)} {text if len(text) <= 60 else text[:57] + '...'}"
+BLOCK = 1024
+"""Rows of a column store that become Python objects at once."""
 
 
 def read_rows(config: DataConfig) -> Rows:
-    """The rows that `config` selects.
+    """The rows that `config` selects, its columns under our names; of a mixture, interleaved by weight (`actors.data.mixing`).
 
-    `data.path` is a local file, a file that fsspec can open (`s3://...`), or the name of a Hugging Face dataset.
+    A path is a local file, a file that fsspec can open (`s3://...`), or the name of a Hugging Face dataset.
 
     Raises:
         UserError: one message with file and line for anything that is wrong with them.
     """
+    source = read_source(config, "data")
+    if not config.mix:
+        return only(source)
+    others = [read_source(other, f"data.mix.{number}") for number, other in enumerate(config.mix)]
+    return mixed([source, *others], [config.weight, *(other.weight for other in config.mix)])
+
+
+def read_source(config: SourceConfig, key: str) -> Source:
+    """The selected rows of one file or dataset. `key` is the path of `config` in the config, for errors."""
     path = config.path
     if "://" in path or os.path.isfile(path) or (path.endswith(FILE_SUFFIXES) and not os.path.isdir(path)):
-        return _read_file(config)
-    if os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1:
-        if os.path.isdir(path):
-            return _read_hub(config)
-        raise UserError(f"data.path: there is no file {path!r} (in {os.getcwd()!r})")
-    return _read_hub(config)
+        return _read_file(config, key)
+    named_as_file = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
+    if named_as_file and not os.path.isdir(path):
+        raise UserError(f"{key}.path: there is no file {path!r} (in {os.getcwd()!r})")
+    return _read_hub(config, key)
 
 
-def _read_file(config: DataConfig) -> Rows:
+def _read_file(config: SourceConfig, key: str) -> Source:
     path = config.path
     if not path.endswith(FILE_SUFFIXES):
-        raise UserError(f"data.path: a file must end in {', '.join(FILE_SUFFIXES)}, got {path!r}")
+        raise UserError(f"{key}.path: a file must end in {', '.join(FILE_SUFFIXES)}, got {path!r}")
+    if config.streaming:
+        raise UserError(f"{key}.streaming: is for Hugging Face datasets, got the file {path!r}; set it to false")
     try:
         filesystem, name = fsspec.core.url_to_fs(path)
         with filesystem.open(name, "rb") as file:
             digest = _digest_of_bytes(file)
             file.seek(0)
             if path.endswith(PARQUET_SUFFIXES):
-                found = list(_parquet_rows(file, config))
-            else:
-                found = list(_json_rows(file, config))
+                return _parquet_source(file, config, key, digest)
+            places, rows = [], []
+            for number, row in _json_rows(file, config, key):
+                places.append(number)
+                rows.append(row)
     except FileNotFoundError as error:
-        raise UserError(f"data.path: there is no file {path!r} (in {os.getcwd()!r})") from error
+        raise UserError(f"{key}.path: there is no file {path!r} (in {os.getcwd()!r})") from error
     except (OSError, EOFError, zlib.error, ImportError, ValueError) as error:
-        raise UserError(f"data.path: cannot read {path!r}: {type(error).__name__}: {error}") from error
-    return _select(config, "row" if path.endswith(PARQUET_SUFFIXES) else "line", found, digest)
+        raise UserError(f"{key}.path: cannot read {path!r}: {type(error).__name__}: {error}") from error
+    return _source(config, key, "line", rows, places, digest)
 
 
 def _digest_of_bytes(file: IO[bytes]) -> str:
@@ -132,12 +83,16 @@ def _digest_of_bytes(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _json_rows(file: IO[bytes], config: DataConfig) -> Iterator[tuple[int, Row]]:
+# --------------------------------------------------------------------------------------------------------------------- JSON
+
+
+def _json_rows(file: IO[bytes], config: SourceConfig, key: str) -> Iterator[tuple[int, Row]]:
     """(line, row) of the selected rows. A JSON array is not JSONL, and the first line of one says so."""
     stream = gzip.GzipFile(fileobj=file) if config.path.endswith(".gz") else file
     lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
     for number, line in islice(lines, config.skip_rows, _stop(config)):
-        yield number, _parse_line(line, f"{config.path}:{number}")
+        where = place_name(config.path, "line", number)
+        yield number, renamed(_parse_line(line, where), config.columns, where=where, key=f"{key}.columns")
 
 
 def _parse_line(line: bytes, where: str) -> Row:
@@ -156,53 +111,144 @@ def _parse_line(line: bytes, where: str) -> Row:
     return row
 
 
-def _parquet_rows(file: IO[bytes], config: DataConfig) -> Iterator[tuple[int, Row]]:
+# -------------------------------------------------------------------------------------------------- Parquet and hub datasets
+
+
+class ColumnRows:
+    """The selected rows of a column store, in memory or mapped from disk; Python objects are made of one block of them at a time.
+
+    The block is a cache: what a row is does not depend on what was read before it.
+    """
+
+    def __init__(self, read: Callable[[int, int], list[Row]], rows: range, config: SourceConfig, key: str) -> None:
+        """`read` gives the store's rows from one number (from 0) up to another; `rows` are those selected."""
+        self._read = read
+        self._rows = rows
+        self._config = config
+        self._key = key
+        self._block = range(0)
+        self._found: list[Row] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = self._rows[index]
+        if number not in self._block:
+            self._block = range(number, min(number + BLOCK, self._rows.stop))
+            self._found = self._read_block(self._block)
+        return self._found[number - self._block.start]
+
+    def _read_block(self, block: range) -> list[Row]:
+        path = self._config.path
+        try:
+            found = self._read(block.start, block.stop)
+        except (OSError, ValueError) as error:  # such as text that is not UTF-8
+            raise UserError(
+                f"{path}, rows {block.start + 1} to {block.stop}: cannot read them: {type(error).__name__}: {error}"
+            ) from error
+        return [
+            renamed(row, self._config.columns, where=place_name(path, "row", number + 1), key=f"{self._key}.columns")
+            for number, row in zip(block, found, strict=True)
+        ]
+
+
+def _parquet_source(file: IO[bytes], config: SourceConfig, key: str, digest: str) -> Source:
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.read_table(file)
     except pyarrow.ArrowException as error:
-        raise UserError(f"data.path: {config.path!r} is not a Parquet file: {error}") from error
-    rows = table.slice(config.skip_rows, config.max_rows).to_pylist()
-    yield from enumerate(rows, config.skip_rows + 1)
+        raise UserError(f"{key}.path: {config.path!r} is not a Parquet file: {error}") from error
+
+    def read(start: int, stop: int) -> list[Row]:
+        found: list[Row] = table.slice(start, stop - start).to_pylist()
+        return found
+
+    selected = _selected(config, table.num_rows)
+    return _source(config, key, "row", ColumnRows(read, selected, config, key), _numbers(selected), digest)
 
 
-def _read_hub(config: DataConfig) -> Rows:
-    """Through the `datasets` library: a hub dataset, or a folder that it can load."""
+def _read_hub(config: SourceConfig, key: str) -> Source:
+    """Through the `datasets` library: a hub dataset, or a folder that it can load. It stays on disk, mapped into memory."""
     try:
         import datasets  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise UserError(
-            f"data.path: {config.path!r} is not a file ({', '.join(FILE_SUFFIXES)}). To read it as a Hugging Face dataset, "
+            f"{key}.path: {config.path!r} is not a file ({', '.join(FILE_SUFFIXES)}). To read it as a Hugging Face dataset, "
             "install the library: pip install datasets"
         ) from error
     try:
-        dataset = datasets.load_dataset(config.path, split=config.split)
+        dataset = datasets.load_dataset(config.path, split=config.split, streaming=config.streaming)
+        if config.streaming:
+            return _streamed_source(dataset, config, key)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"data.path: cannot load dataset {config.path!r}, data.split {config.split!r}: {type(error).__name__}: {error}"
+            f"{key}.path: cannot load dataset {config.path!r}, {key}.split {config.split!r}: {type(error).__name__}: {error}"
         ) from error
-    stop = len(dataset) if config.max_rows is None else min(len(dataset), config.skip_rows + config.max_rows)
-    found = [(i + 1, dict(dataset[i])) for i in range(config.skip_rows, stop)]
-    digest = hashlib.sha256(json.dumps([row for _, row in found], sort_keys=True, default=str).encode()).hexdigest()
-    return _select(config, "row", found, digest)
+    table = dataset.with_format("arrow")
+
+    def read(start: int, stop: int) -> list[Row]:
+        found: list[Row] = table[start:stop].to_pylist()
+        return found
+
+    selected = _selected(config, len(dataset))
+    rows = ColumnRows(read, selected, config, key)
+    return _source(config, key, "row", rows, _numbers(selected), _digest_of_rows(rows[i] for i in range(len(rows))))
 
 
-def _stop(config: DataConfig) -> int | None:
+def _streamed_source(dataset: Iterable[Any], config: SourceConfig, key: str) -> Source:
+    """The rows that are used, in memory; nothing behind them is fetched."""
+    selected = range(config.skip_rows, _stop(config) or 0)
+    rows = [
+        renamed(dict(row), config.columns, where=place_name(config.path, "row", number + 1), key=f"{key}.columns")
+        for number, row in zip(selected, islice(dataset, selected.start, selected.stop), strict=False)
+    ]
+    return _source(config, key, "row", rows, _numbers(selected)[: len(rows)], _digest_of_rows(rows))
+
+
+def _digest_of_rows(rows: Iterable[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------- selection
+
+
+def _stop(config: SourceConfig) -> int | None:
     return None if config.max_rows is None else config.skip_rows + config.max_rows
 
 
-def _select(config: DataConfig, unit: str, found: Sequence[tuple[int, Row]], digest: str) -> Rows:
-    if not found:
+def _selected(config: SourceConfig, num_rows: int) -> range:
+    """Numbers, from 0, of the selected rows of a store that knows how many it has."""
+    return range(num_rows)[config.skip_rows : _stop(config)]
+
+
+def _numbers(selected: range) -> range:
+    """Numbers from 1, as people count."""
+    return range(selected.start + 1, selected.stop + 1)
+
+
+def _source(
+    config: SourceConfig, key: str, unit: Literal["line", "row"], rows: Indexed, places: Sequence[int], digest: str
+) -> Source:
+    if not len(rows):
         if config.skip_rows:
-            raise UserError(f"data.skip_rows: {config.skip_rows} leaves no row of {config.path!r}")
-        raise UserError(f"data.path: {config.path!r} has no rows")
+            raise UserError(f"{key}.skip_rows: {config.skip_rows} leaves no row of {config.path!r}")
+        raise UserError(f"{key}.path: {config.path!r} has no rows")
     selection = f"{digest} {config.skip_rows} {config.max_rows}"
-    return Rows(
-        source=config.path,
+    if config.columns:
+        selection += f" {sorted(config.columns.items())}"
+    return Source(
+        path=config.path,
         unit=unit,
-        rows=tuple(row for _, row in found),
-        places=tuple(place for place, _ in found),
+        rows=rows,
+        places=places,
+        num_skipped=config.skip_rows,
         fingerprint=hashlib.sha256(selection.encode()).hexdigest(),
     )

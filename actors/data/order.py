@@ -1,5 +1,7 @@
 """Which prompts a step takes. Plain Python, the same on every machine: the orchestrator decides from the seed alone.
 
+There is no cursor to save: a resumed run takes up at the step after the ledger's last, and the step says which rows come.
+
 Legend: `N` prompts of the dataset.
 """
 

@@ -9,16 +9,16 @@ import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from actors.data.files import Rows, read_rows, shown
+from actors.data.chats import check_messages
+from actors.data.files import read_rows
 from actors.data.hh import Message, parse_dialogue, plain_text
-from actors.data.tokenizer import Tokenizer, encode_plain, encode_rendered, render_chat, require_chat_template
+from actors.data.rows import Rows
+from actors.data.tokenizer import BATCH, Tokenizer, encode_plain, encode_rendered, render_chat, require_chat_template
 from actors.errors import UserError
 from configs.schema.data import PromptDataConfig
-
-BATCH = 1024
-"""Prompts rendered and tokenised at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,8 @@ class PromptRow:
     token_ids: list[int]
     columns: Mapping[str, Any]
     """The row's other columns."""
+    where: str = ""
+    """`file:line`; empty for a prompt that stands in no file."""
 
 
 class PromptDataset:
@@ -66,6 +68,8 @@ class PromptDataset:
             self._bounds.append(len(self._tokens))
         self.num_dropped = num_dropped
         """Prompts left out for their length (`data.overlong: drop`)."""
+        self.rows_fingerprint = fingerprint
+        """sha256 of the file and the selection: of what is read by whoever has no tokenizer."""
         self.fingerprint = hashlib.sha256(fingerprint.encode() + self._tokens.tobytes()).hexdigest()
         """sha256 of the file, the selection and every token: of what is read, and of how the tokenizer and its template wrote it."""
 
@@ -90,7 +94,7 @@ class PromptDataset:
                     token_ids.append(ids)
         if not kept:
             raise UserError(
-                f"data.max_prompt_tokens: all {len(prompts)} prompts of {config.path!r} are longer than {config.max_prompt_tokens} tokens"
+                f"data.max_prompt_tokens: all {len(prompts)} prompts of {rows.paths} are longer than {config.max_prompt_tokens} tokens"
             )
         return PromptDataset(kept, token_ids, fingerprint=rows.fingerprint, num_dropped=len(prompts) - len(kept))
 
@@ -105,21 +109,28 @@ class PromptDataset:
             text=prompt_text(prompt),
             token_ids=self._tokens[self._bounds[index] : self._bounds[index + 1]].tolist(),
             columns=prompt.columns,
+            where=prompt.where,
         )
+
+    @property
+    def lengths(self) -> list[int]:
+        """[N] tokens of each prompt."""
+        return [after - before for before, after in pairwise(self._bounds)]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
-        return max(after - before for before, after in zip(self._bounds, self._bounds[1:], strict=False))
+        return max(self.lengths)
 
 
-def read_prompts(config: PromptDataConfig) -> list[Prompt]:
-    """Every prompt of the file, also those that are too long: text and columns alone, without a tokenizer.
+def read_prompts(config: PromptDataConfig) -> tuple[str, list[Prompt]]:
+    """Every prompt of the file, also those that are too long: text and columns alone, without a tokenizer. With the rows' fingerprint.
 
     Raises:
         UserError: for anything wrong with the file or a row, with file and line.
     """
-    return _read(config)[1]
+    rows, prompts = _read(config)
+    return rows.fingerprint, prompts
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -162,31 +173,11 @@ def _parse(rows: Rows, index: int, config: PromptDataConfig) -> Prompt:
         if not isinstance(content, str) and not config.chat_template:
             raise UserError(f"{where}: column {column!r} has chat messages, which need data.chat_template: true")
     if config.id_column is None:
-        # The row's number in the file: the same prompt whatever is skipped
-        identifier = str(config.skip_rows + index)
+        identifier = rows.row_id(index)
     else:
         identifier = str(rows.value(index, config.id_column, (str, int), key="data.id_column"))
     others = {name: value for name, value in row.items() if name != column}
     return Prompt(id=identifier, where=where, content=content, columns=others)
-
-
-def check_messages(value: Sequence[Any], where: str) -> list[Message]:
-    """`value` as chat messages.
-
-    Raises:
-        UserError: with `where`, for an empty list or an element that is not an object with the texts `role` and `content`.
-    """
-    if not value:
-        raise UserError(f"{where} is empty")
-    messages: list[Message] = []
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, dict):
-            raise UserError(f"{where}: message {number} must be an object with role and content, got {shown(message)}")
-        for name in ("role", "content"):
-            if not isinstance(message.get(name), str):
-                raise UserError(f"{where}: message {number}: {name!r} must be text, got {shown(message.get(name))}")
-        messages.append({"role": message["role"], "content": message["content"]})
-    return messages
 
 
 def _encode(batch: Sequence[Prompt], config: PromptDataConfig, tokenizer: Tokenizer) -> list[list[int]]:

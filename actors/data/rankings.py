@@ -6,20 +6,21 @@ Legend: `N` groups, `K` answers of one group, `G` answers of all groups, `T` tok
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from actors.data.files import Rows, read_rows, shown
-from actors.data.hh import Message, parse_dialogue, plain_text
-from actors.data.prompts import BATCH, check_messages
-from actors.data.tokenizer import Tokenizer, encode_plain, encode_rendered, render_chat, require_chat_template
+from actors.data.chats import Text, as_messages, check_messages, check_text, ended, render_answer
+from actors.data.files import read_rows
+from actors.data.hh import parse_dialogue, plain_text
+from actors.data.rows import Rows, shown
+from actors.data.tokenizer import BATCH, Tokenizer, encode_plain, encode_rendered, require_chat_template
 from actors.errors import UserError
 from configs.schema.data import RankingDataConfig
-
-Text = str | list[Message]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class RankedRow:
     where: str
     answers: tuple[Answer, ...]
     ranks: tuple[int, ...]
+    margin: float | None = None
+    annotator: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,12 @@ class Group:
     """[K] lower is better, equal is a tie."""
     where: str
     """`file:line`"""
+    margin: float | None = None
+    """By how much the better of two answers is better, at least 0, in the unit of scores; None where the row does not say."""
+    annotator: str | None = None
+    """Who ranked; None where the row does not say."""
+    num_cut_tokens: int = 0
+    """Tokens that the prompt has lost at its start (`data.overlong: truncate_left`)."""
 
 
 class RankingDataset:
@@ -69,6 +78,9 @@ class RankingDataset:
         self._ranks: list[int] = []
         self._answer_lengths: list[int] = []
         self._wheres = tuple(group.where for group in groups)
+        self._margins = tuple(group.margin for group in groups)
+        self._annotators = tuple(group.annotator for group in groups)
+        self._cuts = tuple(group.num_cut_tokens for group in groups)
         for group in groups:
             for sequence in group.sequences:
                 self._tokens.extend(sequence)
@@ -84,9 +96,10 @@ class RankingDataset:
         """Groups left out because an answer was too long: with its prompt (`data.overlong: drop`) or alone (`truncate_left`)."""
         self.num_ties = num_ties
         """Groups left out because all their answers have the same rank, which says nothing."""
-        digest = hashlib.sha256(fingerprint.encode() + self._tokens.tobytes() + repr(self._ranks).encode())
+        numbers = (self._ranks, self._answer_lengths, self._group_bounds, self._margins, num_held_out)
+        digest = hashlib.sha256(fingerprint.encode() + self._tokens.tobytes() + repr(numbers).encode())
         self.fingerprint = digest.hexdigest()
-        """sha256 of the file, the selection, every token and every rank."""
+        """sha256 of the file, the selection, every token, rank and margin, where answers start and what is held out."""
 
     @staticmethod
     def load(config: RankingDataConfig, tokenizer: Tokenizer) -> RankingDataset:
@@ -99,7 +112,7 @@ class RankingDataset:
         rows = read_rows(config)
         if config.held_out_rows >= len(rows):
             raise UserError(
-                f"data.held_out_rows: {config.held_out_rows} of the {len(rows)} rows of {config.path!r} leaves none to train on"
+                f"data.held_out_rows: {config.held_out_rows} of the {len(rows)} rows of {rows.paths} leaves none to train on"
             )
         if config.chat_template:
             require_chat_template(tokenizer, "data.chat_template")
@@ -118,7 +131,7 @@ class RankingDataset:
         for kind, number in (("to train on", len(groups) - num_held_out), ("held out", num_held_out)):
             if number == 0:
                 raise UserError(
-                    f"data.path: no group {kind} is left of {config.path!r}: {num_dropped} rows are longer than data.max_tokens "
+                    f"data.path: no group {kind} is left of {rows.paths}: {num_dropped} rows are longer than data.max_tokens "
                     f"{config.max_tokens}, {num_ties} rank all answers the same"
                 )
         return RankingDataset(
@@ -134,6 +147,16 @@ class RankingDataset:
         bounds = [self._token_bounds[answer] for answer in self._group_bounds]
         return [after - before for before, after in pairwise(bounds)]
 
+    @property
+    def num_answer_tokens(self) -> int:
+        """Tokens of all answers, prompts not counted."""
+        return sum(self._answer_lengths)
+
+    @property
+    def num_cut_tokens(self) -> int:
+        """Tokens that prompts have lost, each prompt counted once."""
+        return sum(self._cuts)
+
     def group(self, index: int) -> Group:
         """Group `index`."""
         answers = slice(self._group_bounds[index], self._group_bounds[index + 1])
@@ -143,27 +166,28 @@ class RankingDataset:
             answer_lengths=tuple(self._answer_lengths[answers]),
             ranks=tuple(self._ranks[answers]),
             where=self._wheres[index],
+            margin=self._margins[index],
+            annotator=self._annotators[index],
+            num_cut_tokens=self._cuts[index],
         )
 
 
 def _preference(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
-    """prompt, chosen, rejected: texts or messages. Without a prompt, chosen and rejected are whole conversations."""
-    answers = []
-    for column in ("chosen", "rejected"):
-        value: str | Sequence[Any] = rows.value(index, column, (str, list), key="data.format: preference")
-        where = f"{rows.where(index)}: column {column!r}"
-        if "prompt" in rows[index]:
-            prompt: str | Sequence[Any] = rows.value(index, "prompt", (str, list))
-            turns = _text(prompt, f"{rows.where(index)}: column 'prompt'")
-            answers.append(_with_prompt(turns, _text(value, where), where, config))
-        elif isinstance(value, str):
-            raise UserError(
-                f"{where} is text, and there is no column 'prompt'. Without one, chosen and rejected must be lists of messages "
-                "that begin with the prompt"
-            )
-        else:
-            answers.append(_split_conversation(check_messages(value, where), where, config))
-    return RankedRow(where=rows.where(index), answers=tuple(answers), ranks=(0, 1))
+    """prompt, chosen, rejected: texts or messages. Without a prompt, chosen and rejected begin with it."""
+    values: list[str | Sequence[Any]] = [
+        rows.value(index, column, (str, list), key="data.format: preference") for column in ("chosen", "rejected")
+    ]
+    wheres = [f"{rows.where(index)}: column {column!r}" for column in ("chosen", "rejected")]
+    if "prompt" in rows[index]:
+        value: str | Sequence[Any] = rows.value(index, "prompt", (str, list))
+        prompt = check_text(value, f"{rows.where(index)}: column 'prompt'")
+        texts = [check_text(value, where) for value, where in zip(values, wheres, strict=True)]
+        answers = [_with_prompt(prompt, text, where, config) for text, where in zip(texts, wheres, strict=True)]
+    elif not config.chat_template and isinstance(values[0], str) and isinstance(values[1], str):
+        answers = _split_texts(values[0], values[1], rows.where(index))
+    else:
+        answers = [_split_conversation(value, where, config) for value, where in zip(values, wheres, strict=True)]
+    return _ranked(rows, index, answers, (0, 1))
 
 
 def _ranking(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
@@ -171,7 +195,7 @@ def _ranking(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
     key = "data.format: ranking"
     where = rows.where(index)
     value: str | Sequence[Any] = rows.value(index, "prompt", (str, list), key=key)
-    prompt = _text(value, f"{where}: column 'prompt'")
+    prompt = check_text(value, f"{where}: column 'prompt'")
     responses = rows.value(index, "responses", list, key=key)
     ranks = rows.value(index, "ranks", list, key=key)
     if len(responses) < 2 or len(responses) != len(ranks):
@@ -188,8 +212,8 @@ def _ranking(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
         place = f"{where}: column 'responses', number {number}"
         if not isinstance(response, str | list):
             raise UserError(f"{place} must be text or a list of messages, got {shown(response)}")
-        answers.append(_with_prompt(prompt, _text(response, place), place, config))
-    return RankedRow(where=where, answers=tuple(answers), ranks=tuple(ranks))
+        answers.append(_with_prompt(prompt, check_text(response, place), place, config))
+    return _ranked(rows, index, answers, ranks)
 
 
 def _hh(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
@@ -209,25 +233,58 @@ def _hh(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
 PARSERS = {"preference": _preference, "ranking": _ranking, "hh-rlhf": _hh}
 
 
-def _text(value: str | Sequence[Any], where: str) -> Text:
-    return value if isinstance(value, str) else check_messages(value, where)
-
-
 def _with_prompt(prompt: Text, answer: Text, where: str, config: RankingDataConfig) -> Answer:
     """Both as texts (plain) or both as messages (chat); a text is one turn of its side."""
     if not prompt:
         raise UserError(f"{where}: its prompt is empty")
     if config.chat_template:
-        turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if isinstance(answer, str):
-            answer = [{"role": "assistant", "content": answer}]
-        return _ends_with_assistant(Answer(where=where, prompt=turns, answer=answer))
+        turns = as_messages(prompt, "user")
+        return _ends_with_assistant(Answer(where=where, prompt=turns, answer=as_messages(answer, "assistant")))
     if not isinstance(prompt, str) or not isinstance(answer, str):
         raise UserError(f"{where}: chat messages need data.chat_template: true")
     return Answer(where=where, prompt=prompt, answer=answer)
 
 
-def _split_conversation(messages: list[Message], where: str, config: RankingDataConfig) -> Answer:
+def _ranked(rows: Rows, index: int, answers: Sequence[Answer], ranks: Sequence[int]) -> RankedRow:
+    """With the row's optional columns."""
+    where, row = rows.where(index), rows[index]
+    margin = annotator = None
+    if row.get("margin") is not None:
+        margin = float(rows.value(index, "margin", (int, float)))
+        if not math.isfinite(margin) or margin < 0:
+            raise UserError(f"{where}: column 'margin' must be a finite number >= 0, got {shown(row['margin'])}")
+        if len(answers) != 2:
+            raise UserError(f"{where}: column 'margin' is between two answers, and the row has {len(answers)}")
+    if row.get("annotator") is not None:
+        annotator = str(rows.value(index, "annotator", (str, int)))
+    return RankedRow(where=where, answers=tuple(answers), ranks=tuple(ranks), margin=margin, annotator=annotator)
+
+
+def _split_texts(chosen: str, rejected: str, where: str) -> list[Answer]:
+    """The prompt is what both begin with, up to its last space, which belongs to the answers.
+
+    Deviation from TRL: there it may end within a word with which both answers begin, so that no answer starts as it would be sampled.
+    """
+    num_equal = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    shared = min(chosen, rejected, key=len)[:num_equal]
+    prompt = re.sub(r"\s\S*\Z", "", shared)
+    if not prompt or chosen == rejected:
+        what = "are the same" if chosen == rejected else "begin differently, and there is no column 'prompt'"
+        raise UserError(f"{where}: columns 'chosen' and 'rejected' {what}, so there is no prompt with two answers")
+    columns = {"chosen": chosen, "rejected": rejected}
+    return [
+        Answer(where=f"{where}: column {column!r}", prompt=prompt, answer=text[len(prompt) :])
+        for column, text in columns.items()
+    ]
+
+
+def _split_conversation(value: str | Sequence[Any], where: str, config: RankingDataConfig) -> Answer:
+    if isinstance(value, str):
+        raise UserError(
+            f"{where} is text, and there is no column 'prompt'. Without one, chosen and rejected must be lists of messages that begin "
+            "with the prompt; texts that do need data.chat_template: false"
+        )
+    messages = check_messages(value, where)
     if not config.chat_template:
         raise UserError(f"{where}: chat messages need data.chat_template: true")
     if len(messages) < 2:
@@ -259,7 +316,7 @@ def _encode(
         prompts = encode_plain(tokenizer, [_plain(answer.prompt) for answer in answers])
         texts = encode_rendered(tokenizer, [_plain(answer.answer) for answer in answers])
     else:
-        rendered = [_render(answer, tokenizer) for answer in answers]
+        rendered = [_rendered(answer, tokenizer) for answer in answers]
         prompts = encode_rendered(tokenizer, [prompt for prompt, _ in rendered])
         texts = encode_rendered(tokenizer, [text for _, text in rendered])
     return [(prompt, ended(text, tokenizer)) for prompt, text in zip(prompts, texts, strict=True)]
@@ -270,30 +327,9 @@ def _plain(text: Text) -> str:
     return text
 
 
-def _render(answer: Answer, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The conversation up to where the answer starts, and the rest of it."""
+def _rendered(answer: Answer, tokenizer: Tokenizer) -> tuple[str, str]:
     assert isinstance(answer.prompt, list) and isinstance(answer.answer, list), answer
-    prompt = render_chat(tokenizer, answer.prompt, where=answer.where, open_answer=True)
-    whole = render_chat(tokenizer, [*answer.prompt, *answer.answer], where=answer.where, open_answer=False)
-    if not whole.startswith(prompt):
-        raise UserError(
-            f"{answer.where}: the model's chat template writes another beginning once the answer is there "
-            f"({prompt[-40:]!r} against {whole[max(0, len(prompt) - 40) : len(prompt)]!r}), so prompt and answer cannot be told apart"
-        )
-    return prompt, whole[len(prompt) :]
-
-
-def ended(answer: list[int], tokenizer: Tokenizer) -> list[int]:
-    """The answer up to its end token, where it is followed by space alone (many templates write a line break behind it); else with one.
-
-    A sampled answer ends so too. An end token that is also the padding token is a token like any other here.
-    """
-    end = tokenizer.eos_token_id
-    if end in answer:
-        last = len(answer) - 1 - answer[::-1].index(end)
-        if not tokenizer.decode(answer[last + 1 :]).strip():
-            return answer[: last + 1]
-    return [*answer, end]
+    return render_answer(answer.prompt, answer.answer, tokenizer, where=answer.where)
 
 
 def _group(row: RankedRow, pairs: Sequence[tuple[list[int], list[int]]], config: RankingDataConfig) -> Group | None:
@@ -315,4 +351,7 @@ def _group(row: RankedRow, pairs: Sequence[tuple[list[int], list[int]]], config:
         answer_lengths=tuple(len(ids) for _, ids in pairs),
         ranks=row.ranks,
         where=row.where,
+        margin=row.margin,
+        annotator=row.annotator,
+        num_cut_tokens=excess,
     )

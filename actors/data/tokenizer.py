@@ -15,6 +15,9 @@ from actors.errors import UserError
 Tokenizer = Any
 """A transformers tokenizer, which has no types worth the import."""
 
+BATCH = 1024
+"""Rows rendered and tokenised at once."""
+
 
 def load_tokenizer(model: str) -> Tokenizer:
     """The tokenizer of a model's folder or hub name.

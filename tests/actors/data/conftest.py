@@ -24,10 +24,15 @@ def tokenizer(tokenizer_folder: str) -> Tokenizer:
 
 
 @pytest.fixture
-def write_rows(tmp_path: Path) -> Callable[[list[dict[str, Any]]], str]:
-    def write(rows: list[dict[str, Any]]) -> str:
-        path = tmp_path / "rows.jsonl"
+def write_file(tmp_path: Path) -> Callable[[str, list[dict[str, Any]]], str]:
+    def write(name: str, rows: list[dict[str, Any]]) -> str:
+        path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def write_rows(write_file: Callable[[str, list[dict[str, Any]]], str]) -> Callable[[list[dict[str, Any]]], str]:
+    return lambda rows: write_file("rows.jsonl", rows)

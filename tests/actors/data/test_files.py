@@ -11,7 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from actors.data.files import Rows, read_rows
+from actors.data import files as module
+from actors.data.files import read_rows
+from actors.data.rows import Rows
 from actors.errors import UserError
 from configs.schema.data import DataConfig
 
@@ -66,6 +68,47 @@ def test_parquet(tmp_path: Path) -> None:
     assert rows.where(0) == f"{path}, row 3"
 
 
+def test_parquet_is_the_same_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 2)
+    path = str(tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    rows = read(path)
+    assert list(rows) == ROWS
+    assert [rows[i] for i in (4, 0, 3, 1, 2)] == [ROWS[i] for i in (4, 0, 3, 1, 2)]
+
+
+def test_parquet_text_that_is_no_text_is_told(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.parquet")
+    text = pyarrow.array([b"fine", b"\xff"]).cast(pyarrow.string(), safe=False)
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": text}), path)
+    with pytest.raises(UserError, match=r"a\.parquet, rows 1 to 2: cannot read them: UnicodeDecodeError"):
+        read(path)[0]
+
+
+def test_columns_are_read_under_our_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"question": "why", "prompt": "old", "n": 1}])
+    assert read(path, columns={"prompt": "question"})[0] == {"prompt": "why", "n": 1}
+    swapped = read(path, columns={"prompt": "question", "question": "prompt"})
+    assert swapped[0] == {"prompt": "why", "question": "old", "n": 1}
+    assert read(path, columns={"a": "n", "b": "n"})[0] == {"a": 1, "b": 1, "question": "why", "prompt": "old"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_column_that_a_row_lacks_is_told(tmp_path: Path, suffix: str) -> None:
+    path = str(tmp_path / f"a.{suffix}")
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        write(Path(path), ROWS)
+    with pytest.raises(UserError) as told:
+        read(path, columns={"prompt": "question"}, skip_rows=1)[0]
+    where = f"{path}:2" if suffix == "jsonl" else f"{path}, row 2"
+    assert (
+        str(told.value)
+        == f"{where}: there is no column 'question' (data.columns.prompt); the columns are 'prompt', 'n'"
+    )
+
+
 def test_a_file_of_another_file_system() -> None:
     with fsspec.open("memory://data/a.jsonl", "wt") as file:
         file.write(json.dumps(ROWS[0]))
@@ -77,8 +120,14 @@ def test_the_fingerprint_knows_bytes_and_selection_but_not_the_path(tmp_path: Pa
     copy = write(tmp_path / "b.jsonl", ROWS)
     changed = write(tmp_path / "c.jsonl", [*ROWS[:-1], {"prompt": "question 4", "n": 40}])
     assert read(path).fingerprint == read(copy).fingerprint
-    others = [read(changed), read(path, skip_rows=1), read(path, max_rows=4), read(path, skip_rows=1, max_rows=4)]
-    assert len({rows.fingerprint for rows in [read(path), *others]}) == 5
+    others = [
+        read(changed),
+        read(path, skip_rows=1),
+        read(path, max_rows=4),
+        read(path, skip_rows=1, max_rows=4),
+        read(path, columns={"text": "prompt"}),
+    ]
+    assert len({rows.fingerprint for rows in [read(path), *others]}) == 6
 
 
 BAD_FILES: list[tuple[str, str, str]] = [
@@ -168,12 +217,34 @@ def test_a_hub_dataset_without_the_library_says_what_to_install(name: str) -> No
         read(name)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="the library is not installed")
-def test_a_dataset_folder_is_read_by_the_library(tmp_path: Path) -> None:
+needs_datasets = pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="the library is not installed")
+
+
+@needs_datasets
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_folder_is_read_by_the_library(tmp_path: Path, streaming: bool) -> None:
     write(tmp_path / "train.jsonl", ROWS)
-    rows = read(str(tmp_path), skip_rows=1, max_rows=2)
-    assert list(rows) == ROWS[1:3]
+    rows = read(str(tmp_path), skip_rows=1, max_rows=2, streaming=streaming, columns={"prompt": "n"})
+    assert list(rows) == [{"prompt": 1}, {"prompt": 2}]
     assert rows.where(0) == f"{tmp_path}, row 2"
+    assert len(read(str(tmp_path), skip_rows=3, max_rows=9, streaming=streaming)) == 2
+    with pytest.raises(UserError, match=r"data\.skip_rows: 5 leaves no row of "):
+        read(str(tmp_path), skip_rows=5, max_rows=2, streaming=streaming)
+
+
+@needs_datasets
+def test_a_streamed_dataset_is_the_same_data(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ROWS)
+    whole, streamed = (read(str(tmp_path), max_rows=3, streaming=streaming) for streaming in (False, True))
+    assert list(streamed) == list(whole)
+    assert streamed.fingerprint == whole.fingerprint
+
+
+def test_a_file_is_not_streamed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(UserError) as told:
+        read(path, streaming=True, max_rows=1)
+    assert str(told.value) == f"data.streaming: is for Hugging Face datasets, got the file {path!r}; set it to false"
 
 
 def test_a_value_of_the_right_kind(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_an_id_twice_is_told_with_both_lines(write_rows: Write) -> None:
 
 def test_prompts_can_be_read_without_a_tokenizer(write_rows: Write) -> None:
     path = write_rows([{"prompt": "cat " * 900, "answer": 1}, {"prompt": CHAT}])
-    prompts = read_prompts(PromptDataConfig(path=path))
+    _, prompts = read_prompts(PromptDataConfig(path=path))
     assert [prompt.id for prompt in prompts] == ["0", "1"]
     assert prompt_text(prompts[0]) == "cat " * 900
     assert prompts[1].messages == CHAT

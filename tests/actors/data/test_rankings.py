@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from actors.data import rankings as module
-from actors.data.rankings import RankingDataset, ended
+from actors.data.chats import ended
+from actors.data.rankings import RankingDataset
 from actors.data.tokenizer import Tokenizer, load_tokenizer
 from actors.errors import UserError
 from configs.schema.data import RankingDataConfig
@@ -146,6 +147,40 @@ def test_answers_end_once(tokenizer_folder: str, answer: str, expected: str) -> 
     assert ended(ids(tokenizer, answer), tokenizer) == ids(tokenizer, expected)
 
 
+def test_margin_and_annotator_are_carried(write_rows: Write, tokenizer: Tokenizer) -> None:
+    rows: list[dict[str, Any]] = [
+        {**PAIR, "margin": 0.5, "annotator": "ann"},
+        {**PAIR, "margin": 2, "annotator": 7},
+        {**PAIR, "margin": None, "annotator": None},
+        PAIR,
+    ]
+    dataset = load(write_rows(rows), tokenizer)
+    groups = [dataset.group(i) for i in range(4)]
+    assert [group.margin for group in groups] == [0.5, 2.0, None, None]
+    assert [group.annotator for group in groups] == ["ann", "7", None, None]
+    dataset = load(write_rows([ranking(margin=1, annotator="bob"), ranking()]), tokenizer, format="ranking")
+    assert (dataset.group(0).margin, dataset.group(0).annotator) == (1.0, "bob")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        ("why it is hot", "why it was", ("why it is hot <eos>", "why it <unk> <eos>", (3, 2))),
+        ("why ? yes", "why ? you", ("why ? yes <eos>", "why ? you <eos>", (2, 2))),
+        ("why ? yes", "why ? yes it is", ("why ? yes <eos>", "why ? yes it is <eos>", (2, 4))),
+        ("why\nyes", "why\nno", ("why yes <eos>", "why no <eos>", (2, 2))),
+        ("why", "why not", ("why <eos>", "why <unk> <eos>", (1, 2))),
+    ],
+)
+def test_the_prompt_may_be_what_both_texts_begin_with(
+    write_rows: Write, tokenizer: Tokenizer, chosen: str, rejected: str, expected: tuple[str, str, tuple[int, int]]
+) -> None:
+    path = write_rows([{"chosen": chosen, "rejected": rejected}] * 2)
+    group = load(path, tokenizer, chat_template=False).group(0)
+    assert group.sequences == (ids(tokenizer, expected[0]), ids(tokenizer, expected[1]))
+    assert group.answer_lengths == expected[2]
+
+
 LONG = [  # longest answers with prompt: 8, 9 and 6 tokens; plain, without template
     {"prompt": "one two three four", "chosen": "cat cat cat", "rejected": "cat"},
     {"prompt": "one two three four five", "chosen": "cat", "rejected": "cat dog cat"},
@@ -181,6 +216,8 @@ def test_long_prompts_lose_their_oldest_tokens_alike_for_all_answers(write_rows:
         ids(tokenizer, "four five cat dog cat <eos>"),
     )
     assert dataset.group(0).answer_lengths == (4, 2)
+    assert [dataset.group(i).num_cut_tokens for i in range(3)] == [2, 3, 0]
+    assert (dataset.num_cut_tokens, dataset.num_answer_tokens) == (5, 4 + 2 + 2 + 4 + 3 + 2)
     assert dataset.group(2).sequences[0] == ids(tokenizer, "one two three cat cat <eos>")
 
 
@@ -256,6 +293,11 @@ def test_the_fingerprint_knows_tokens_and_ranks(write_rows: Write, tokenizer: To
     first = load(path, tokenizer).fingerprint
     assert load(path, tokenizer).fingerprint == first
     assert load(path, tokenizer, chat_template=False).fingerprint != first
+    assert load(write_rows([PAIR, FILLER, FILLER]), tokenizer).fingerprint != first
+    three = write_rows([PAIR, PAIR, FILLER])
+    assert load(three, tokenizer).fingerprint != load(three, tokenizer, held_out_rows=2).fingerprint
+    named = write_rows([{**PAIR, "margin": 1, "other": 2}, FILLER])
+    assert load(named, tokenizer).fingerprint != load(named, tokenizer, columns={"prompt": "prompt"}).fingerprint
     assert load(write_rows([FILLER, PAIR]), tokenizer).fingerprint != first
 
 
@@ -275,7 +317,7 @@ BAD_ROWS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"chosen": "y", "rejected": "z"},
         {},
         "column 'chosen' is text, and there is no column 'prompt'. Without one, chosen and rejected must be lists of messages that begin "
-        "with the prompt",
+        "with the prompt; texts that do need data.chat_template: false",
     ),
     ({**PAIR, "prompt": ""}, {}, "column 'chosen': its prompt is empty"),
     ({**PAIR, "prompt": []}, {}, "column 'prompt' is empty"),
@@ -313,6 +355,25 @@ BAD_ROWS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ranking(responses=["x", None]),
         RANKING,
         "column 'responses', number 2 must be text or a list of messages, got null",
+    ),
+    (ranking(margin=-1), RANKING, "column 'margin' must be a finite number >= 0, got a number -1"),
+    (ranking(margin=float("nan")), RANKING, "column 'margin' must be a finite number >= 0, got a number nan"),
+    (ranking(margin="1"), RANKING, "column 'margin' must be a number, got text '1'"),
+    (
+        ranking(margin=1, responses=["a", "b", "c"], ranks=[0, 1, 2]),
+        RANKING,
+        "column 'margin' is between two answers, and the row has 3",
+    ),
+    ({**PAIR, "annotator": 1.5}, {}, "column 'annotator' must be text or a number, got a number 1.5"),
+    (
+        {"chosen": "yes", "rejected": "no"},
+        PLAIN,
+        "columns 'chosen' and 'rejected' begin differently, and there is no column 'prompt', so there is no prompt with two answers",
+    ),
+    (
+        {"chosen": "yes", "rejected": "yes"},
+        PLAIN,
+        "columns 'chosen' and 'rejected' are the same, so there is no prompt with two answers",
     ),
     ({"prompt": "x"}, RANKING, "there is no column 'responses' (data.format: ranking); the columns are 'prompt'"),
     (
