@@ -97,7 +97,16 @@ class Policy(Trainer):
         for minibatch in shard.minibatches:
             metrics.append(self._accumulate(minibatch, kl_coef))
             norms.append(self.engine.step(minibatch.lr))
+            if self._too_far(metrics[-1]):
+                break
         return UpdateReport(minibatches=tuple(metrics), grad_norms=tuple(norms), busy=Busy.since(started))
+
+    def _too_far(self, metrics: dict[str, float]) -> bool:
+        """Whether the step's remaining updates are left out: the same answer on every rank (collective)."""
+        if self.ppo.target_kl is None:
+            return False
+        # a rank that had only dummies has nothing to add
+        return self.engine.sum_over_ranks(metrics.get("approx_kl", 0.0)) > self.ppo.target_kl
 
     def _attach(self, name: str, columns: Sequence[TokenColumn]) -> None:
         for wave in sorted({column.wave for column in columns}):

@@ -135,6 +135,12 @@ class Engine:
             raise NotFinite(f"{self._context.role}: the gradient is not finite; weights are those before this update")
         return norm
 
+    def sum_over_ranks(self, value: float) -> float:
+        """The same number on every rank (collective)."""
+        total = torch.tensor(value, dtype=torch.float64, device=self._device)
+        dist.all_reduce(total)
+        return float(total)
+
     def _clip_replicated(self) -> float:
         """Stage 0: clips the gradients that every rank holds whole, or drops them if they are not finite. Returns their norm."""
         assert self._optimizer_config is not None

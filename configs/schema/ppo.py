@@ -72,6 +72,9 @@ class PPOConfig(Section):
     """Passes over a step's trajectories."""
     minibatches: PositiveInt = 1
     """Optimizer steps in each epoch; divides the trajectories of a step."""
+    target_kl: PositiveFloat | None = None
+    """The policy's remaining updates of a step are left out once a minibatch lies further than this from the policy before them (k3, nats,
+    mean over its tokens or answers as the loss is); never where null."""
     clip_low: Fraction = 0.2
     """Ratios below 1 minus this are clipped."""
     clip_high: PositiveFloat = 0.2

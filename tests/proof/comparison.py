@@ -75,15 +75,22 @@ def compare(run: Run) -> Difference:
             updates[f"{role}/{name}"] = float((ours[name] - start - change).norm() / change.norm())
     return Difference(
         numbers=compare_numbers(
-            [entry.updates for entry in run.entries], [e.metrics["kl"] for e in run.entries], result
+            [entry.updates for entry in run.entries],
+            # without a reference nobody has measured a KL
+            [e.metrics["kl"] for e in run.entries] if "kl" in run.entries[0].metrics else None,
+            result,
         ),
         updates=updates,
     )
 
 
-def compare_numbers(ledger: Sequence[Mapping[str, Any]], kl: Sequence[float], result: Result) -> dict[str, float]:
+def compare_numbers(
+    ledger: Sequence[Mapping[str, Any]], kl: Sequence[float] | None, result: Result
+) -> dict[str, float]:
     """The largest relative difference of each number of a minibatch, by role and name, and of each step's KL."""
-    worst = {"kl": max(relative("kl", a, b) for a, b in zip(kl, result.kl, strict=True))}
+    worst = {}
+    if kl is not None:
+        worst["kl"] = max(relative("kl", a, b) for a, b in zip(kl, result.kl, strict=True))
     for role, plain in (("policy", result.policy), ("critic", result.critic)):
         for step, minibatches in enumerate(plain):
             for ours, theirs in zip(ledger[step][role], minibatches, strict=True):
@@ -107,6 +114,7 @@ def plain_ppo(config: PPOStage) -> PlainPPO:
     adaptive = kl.controller if isinstance(kl.controller, AdaptiveKLConfig) else None
     numbers = Numbers(
         temperature=config.rollout.temperature,
+        target_kl=ppo.target_kl,
         kl_coef=kl.controller.coef,
         kl_where=kl.where,
         kl_estimator=kl.estimator,

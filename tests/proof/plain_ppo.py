@@ -70,6 +70,7 @@ class Numbers:
     importance_cap: float | None = 2.0
     value_clip: float | None = 0.2
     sequence_mean: bool = False
+    target_kl: float | None = None
     entropy_coef: float = 0.0
     bootstrap: bool = True
 
@@ -131,11 +132,14 @@ class PlainPPO:
         self.result.kl.append(float(per_trajectory.mean()))
         self.result.policy.append([])
         self.result.critic.append([])
+        stopped = False
         for rows in step.minibatches:
             batch = Batch([step.trajectories[b] for b in rows])
             width = batch.tokens.shape[1]
             cut = [x[rows, :width] for x in (old, reference, whitened, values, returns)]
-            self.result.policy[-1].append(self.update_policy(batch, *cut[:3]))
+            if not stopped:
+                self.result.policy[-1].append(self.update_policy(batch, *cut[:3]))
+                stopped = n.target_kl is not None and self.result.policy[-1][-1]["approx_kl"] > n.target_kl
             self.result.critic[-1].append(self.update_critic(batch, *cut[3:]))
             self.updates += 1
         if n.kl_target is not None:
@@ -163,7 +167,7 @@ class PlainPPO:
         surrogate, entropy = -mean(objective * weight), mean(entropies)
         loss = surrogate - n.entropy_coef * entropy
         found = {"policy_loss": surrogate, "entropy": entropy, "ratio": mean(ratio)}
-        if n.kl_where == "loss":
+        if n.kl_where == "loss" and self.kl_coef > 0:
             found["kl_loss"] = mean(kl(new - reference, n.kl_estimator))
             loss = loss + self.kl_coef * found["kl_loss"]
         found["loss"] = loss
@@ -183,7 +187,7 @@ class PlainPPO:
         loss = 0.5 * worst[batch.chosen].sum() / count
         numbers = {
             "value_loss": float(loss.detach()),
-            "value": float(values[batch.chosen].mean()),
+            "value": float(values.detach()[batch.chosen].mean()),
             "return": float(returns[batch.chosen].mean()),
             "value_clip_frac": float((clipped & (worst > error))[batch.chosen].float().mean()),
         }

@@ -110,6 +110,22 @@ def test_adaptive_coefficient_discount_and_cosine_decay(parts: Parts) -> None:
     require_parity(run)
 
 
+def test_updates_that_remain_are_left_out_above_the_target_kl(parts: Parts) -> None:
+    run = parts.run(Setting(zero_stage=2, num_ranks=2, micro_batch_tokens=56, ppo={"target_kl": 3e-3}))
+
+    made = [(len(entry.updates["policy"]), len(entry.updates["critic"])) for entry in run.entries]
+    assert any(0 < of_policy < of_critic for of_policy, of_critic in made), made
+    require_parity(run)
+
+
+@pytest.mark.parametrize("where", ["reward", "loss"])
+def test_without_a_reference(parts: Parts, where: str) -> None:
+    run = parts.run(Setting(ppo={"kl": {"where": where, "controller": {"coef": 0.0}}}))
+
+    assert not any("kl" in entry.metrics or "busy_s/reference" in entry.metrics for entry in run.entries)
+    require_parity(run)
+
+
 def test_stored_trajectories_give_the_same_losses_with_one_rank_and_with_two(parts: Parts) -> None:
     run = parts.run(Setting())
     loop = parts.loop(Setting(zero_stage=2, num_ranks=2, micro_batch_tokens=40), run_dir=run.folder)
