@@ -28,6 +28,18 @@ def make_folder(folder: Path) -> None:
         sync(made.parent)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that may exist, whole or not at all."""
+    make_folder(path.parent)
+    new = path.with_name(f".new-{path.name}")
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    sync(path.parent)
+
+
 def sync_tree(folder: Path) -> None:
     """Waits until all files under a folder, and their names, are on disk."""
     for parent, _, names in os.walk(folder):

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.errors import UserError
+from configs.schema import SupervisedStage, stage_models
 from configs.schema.ppo import PPOStage
+from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
+from configs.schema.supervised import DPOStage
 
 Architecture = Mapping[str, Any]
-"""What of a model's `config.json` decides the shapes of its tensors."""
+"""What of a model's `config.json` decides the shapes of its tensors; and `weights`, a digest of them, where the run promises bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,20 +29,22 @@ class PromptFacts:
     num_dropped: int
     longest_tokens: int
     fingerprint: str
+    rows_fingerprint: str
+    """Of what was read, before tokens."""
     models: Mapping[str, Architecture]
     """By the model's key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankingFacts:
-    """What the orchestrator needs to know of the ranked answers."""
+class SupervisedFacts:
+    """What the orchestrator needs to know of a supervised stage's data."""
 
-    num_groups: int
+    num_train: int
     num_held_out: int
     num_dropped: int
-    """Groups left out for length."""
-    num_ties: int
-    """Groups left out because all their answers have the same rank."""
+    """Rows left out for length."""
+    num_ties: int | None
+    """Groups left out because all their answers have the same rank; None where nothing is ranked."""
     fingerprint: str
     models: Mapping[str, Architecture]
     """By the model's key."""
@@ -58,7 +63,7 @@ def check_ppo(config: PPOStage, *, unmade: frozenset[str] = frozenset()) -> Prom
     from actors.data.tokenizer import load_tokenizer
     from actors.reward_worker import check_function
 
-    models = _models(config)
+    models = stage_models(config)
     configs = {
         key: _model_config(model, key, KINDS[key] if key not in unmade else ANY) for key, model in models.items()
     }
@@ -75,36 +80,86 @@ def check_ppo(config: PPOStage, *, unmade: frozenset[str] = frozenset()) -> Prom
     tokenizer = load_tokenizer(models["policy.model"])
     _require_same_tokenizer(models, tokenizer)
     prompts = PromptDataset.load(config.data, tokenizer)
-    _check_windows(models, configs, prompts.longest, config.rollout.max_response_tokens)
+    _check_windows(models, configs, prompts.longest, config)
     return PromptFacts(
         num_prompts=len(prompts),
         num_dropped=prompts.num_dropped,
         longest_tokens=prompts.longest,
         fingerprint=prompts.fingerprint,
-        models={key: _architecture(found) for key, found in configs.items()},
+        rows_fingerprint=prompts.rows_fingerprint,
+        models={
+            key: _architecture(found, models[key], digest=config.run.deterministic and key not in unmade)
+            for key, found in configs.items()
+        },
     )
 
 
-def check_reward(config: RewardStage) -> RankingFacts:
-    """Everything of a reward stage that files can tell. Raises UserError as `check_ppo` does."""
+def check_supervised(config: SupervisedStage, *, unmade: bool = False) -> SupervisedFacts:
+    """Everything of a supervised stage that files can tell. `unmade`, and UserError, as in `check_ppo`."""
     from actors.data.rankings import RankingDataset
     from actors.data.tokenizer import load_tokenizer
+    from actors.language_trainer import load_sequences
+    from actors.models.checks import window
 
     assert config.model.model is not None
-    model = _model_config(config.model.model, "model.model", ANY)
-    window = _window(model)
-    if window is not None and config.data.max_tokens > window:
+    kinds = ANY if unmade or isinstance(config, RewardStage) else LANGUAGE_MODELS
+    model = _model_config(config.model.model, "model.model", kinds)
+    positions = window(model)
+    if positions is not None and config.data.max_tokens > positions:
         raise UserError(
-            f"data.max_tokens: got {config.data.max_tokens}; allowed: at most the model's window of {window} tokens ({config.model.model})"
+            f"data.max_tokens: got {config.data.max_tokens}; allowed: at most the window of {config.model.model}, {positions} tokens"
         )
-    rankings = RankingDataset.load(config.data, load_tokenizer(config.model.model))
-    return RankingFacts(
-        num_groups=len(rankings.train),
-        num_held_out=len(rankings.held_out),
-        num_dropped=rankings.num_dropped,
-        num_ties=rankings.num_ties,
-        fingerprint=rankings.fingerprint,
-        models={"model.model": _architecture(model)},
+    tokenizer = load_tokenizer(config.model.model)
+    data = (
+        RankingDataset.load(config.data, tokenizer)
+        if isinstance(config, RewardStage | DPOStage)
+        else load_sequences(config, tokenizer)
+    )
+    total, warmup = config.training.total_steps(len(data.train)), config.model.optimizer.warmup_steps
+    if warmup >= total:
+        raise UserError(
+            f"model.optimizer.warmup_steps: got {warmup}; allowed: less than {total}, the steps of the run "
+            f"({len(data.train)} to train on, {config.training.per_step} a step, {config.training.epochs} epochs)"
+        )
+    return SupervisedFacts(
+        num_train=len(data.train),
+        num_held_out=len(data.held_out),
+        num_dropped=data.num_dropped,
+        num_ties=data.num_ties if isinstance(data, RankingDataset) else None,
+        fingerprint=data.fingerprint,
+        models={
+            "model.model": _architecture(model, config.model.model, digest=config.run.deterministic and not unmade)
+        },
+    )
+
+
+def check_rank(config: RankStage) -> PromptFacts:
+    """Everything of a rank stage that files can tell. UserError as in `check_ppo`."""
+    from actors.data.prompts import PromptDataset
+    from actors.data.tokenizer import load_tokenizer
+    from actors.models.checks import window
+    from actors.reward_worker import check_function
+
+    model = config.policy.model
+    found = _model_config(model, "policy.model", LANGUAGE_MODELS)
+    try:
+        check_function(config.annotator.function)
+    except UserError as error:
+        raise UserError(f"annotator.function: {error}") from error
+    prompts = PromptDataset.load(config.data, load_tokenizer(model))
+    positions, longest = window(found), prompts.longest + config.rollout.max_response_tokens
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"policy.model: the longest prompt ({prompts.longest} tokens) and rollout.max_response_tokens "
+            f"({config.rollout.max_response_tokens}) make {longest} tokens; allowed: at most the window of {model!r}, {positions}"
+        )
+    return PromptFacts(
+        num_prompts=len(prompts),
+        num_dropped=prompts.num_dropped,
+        longest_tokens=prompts.longest,
+        fingerprint=prompts.fingerprint,
+        rows_fingerprint=prompts.rows_fingerprint,
+        models={"policy.model": _architecture(found, model, digest=config.run.deterministic)},
     )
 
 
@@ -118,17 +173,6 @@ KINDS = {
     "reward.model.model": SCALAR_MODELS,
 }
 """Ends of the names of architectures that a model's key takes."""
-
-
-def _models(config: PPOStage) -> dict[str, str]:
-    """Every model that the config names, by its key; the policy first."""
-    models = {
-        "policy.model": config.policy.model,
-        "reference.model": config.reference.model,
-        "critic.model": config.critic.model,
-        "reward.model.model": config.reward.model.model if config.reward.model is not None else None,
-    }
-    return {key: model for key, model in models.items() if model is not None}
 
 
 def _model_config(model: str, key: str, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -147,15 +191,11 @@ def _model_config(model: str, key: str, kinds: tuple[str, ...]) -> dict[str, Any
     return found
 
 
-def _architecture(config: Mapping[str, Any]) -> Architecture:
-    from actors.models.checks import ARCHITECTURE_KEYS
+def _architecture(config: Mapping[str, Any], model: str, *, digest: bool) -> Architecture:
+    from actors.models.checks import ARCHITECTURE_KEYS, weights_digest
 
-    return {key: config.get(key) for key in ARCHITECTURE_KEYS}
-
-
-def _window(config: Mapping[str, Any]) -> int | None:
-    """Most tokens the model's positions reach to; None where its `config.json` does not say. `n_positions` is GPT-2's word."""
-    return config.get("max_position_embeddings", config.get("n_positions"))
+    found = {key: config.get(key) for key in ARCHITECTURE_KEYS}
+    return {**found, "weights": weights_digest(model)} if digest else found
 
 
 def _require_same_vocabulary(models: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -190,14 +230,22 @@ def _require_same_tokenizer(models: Mapping[str, str], tokenizer: Any) -> None:
 
 
 def _check_windows(
-    models: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]], longest_prompt: int, response: int
+    models: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]], longest_prompt: int, config: PPOStage
 ) -> None:
-    """Past its window a model gives numbers without sense, and no error."""
-    longest = longest_prompt + response
+    """Past its window a model gives numbers without sense, and no error. The policy also answers the probe of weight syncs."""
+    from actors.models.checks import window
+
+    response = config.rollout.max_response_tokens
     for key, model in models.items():
-        window = _window(configs[key])
-        if window is not None and longest > window:
+        positions = window(configs[key])
+        probed = key == "policy.model" and config.weight_sync.probe_tokens > response
+        what, answer = (
+            ("weight_sync.probe_tokens", config.weight_sync.probe_tokens)
+            if probed
+            else ("rollout.max_response_tokens", response)
+        )
+        if positions is not None and longest_prompt + answer > positions:
             raise UserError(
-                f"{key}: the longest prompt ({longest_prompt} tokens) and rollout.max_response_tokens ({response}) "
-                f"make {longest} tokens; allowed: at most the window of {model!r}, {window}"
+                f"{key}: the longest prompt ({longest_prompt} tokens) and {what} ({answer}) "
+                f"make {longest_prompt + answer} tokens; allowed: at most the window of {model!r}, {positions}"
             )

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import permutations
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from actors.algorithms.calibration_bin import CalibrationBin
 from actors.context import RankContext
-from actors.durable import sync
 from actors.errors import NotFinite, UserError
-from actors.tasks import Busy, RoleReport, UpdateReport
-from actors.trainer import Trainer
+from actors.supervised_trainer import DATA_FINGERPRINT, ItemsReport, MicroBatch, MicroBatches, SupervisedTrainer
+from actors.tasks import RoleReport
 from configs.schema.reward import RewardStage
 
 if TYPE_CHECKING:
@@ -31,36 +29,8 @@ if TYPE_CHECKING:
     from actors.data.rankings import Group, RankingDataset
 
 STATS_FILE = "preceptor_reward.json"
-DATA_FINGERPRINT = "data_fingerprint"
-"""Of the facts that a rank reports."""
+"""Where PPO finds mean and deviation of an exported model's scores."""
 NUM_BINS = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankingReport:
-    """What there is to train on; the same on every rank."""
-
-    lengths: tuple[int, ...]
-    """[N] tokens of each group, all its answers together: what a micro-batch's budget is spent on."""
-    num_train: int
-    """Groups 0 to this are trained on, the rest is held out."""
-    num_dropped: int
-    """Rows left out for their length."""
-    num_ties: int
-    """Rows left out because they rank all answers the same."""
-    data_fingerprint: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankingShard:
-    """One rank's part of one optimizer step. All ranks get the same number of micro-batches; an empty one is a dummy."""
-
-    step: int
-    micro_batches: tuple[tuple[int, ...], ...]
-    """Indices of groups; a group is never split."""
-    num_groups: int
-    """Groups of the whole step over all ranks."""
-    lr: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +40,6 @@ class HeldOutScores:
     groups: tuple[int, ...]
     scores: tuple[tuple[float, ...], ...]
     """[K] for each group."""
-    busy: Busy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +60,42 @@ class RewardEvaluation:
     std: float
     """Unbiased."""
     data_fingerprint: str
+    bins: tuple[CalibrationBin, ...] | None = None
+    """The 10 bins of `ece`; None for a model that was evaluated before they were stored. Every pair is counted both ways round."""
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> RewardEvaluation:
+        """Raises TypeError for anything but what `asdict` gives; a missing `bins` is None."""
+        bins = found.get("bins")
+        if bins is not None:
+            bins = tuple(CalibrationBin(**one) for one in bins)
+        return RewardEvaluation(**{**found, "bins": bins})
+
+    @property
+    def merit(self) -> float:
+        """More pairs the right way round are better."""
+        return self.pair_accuracy
+
+    def metrics(self) -> dict[str, float]:
+        return {"held_out/pair_accuracy": self.pair_accuracy, "held_out/ece": self.ece}
+
+    def described(self) -> str:
+        length = "none" if self.length_correlation is None else f"{self.length_correlation:+.2f}"
+        return (
+            f"held out: {self.num_pairs} pairs, accuracy {self.pair_accuracy:.3f}, ECE {self.ece:.3f}, "
+            f"correlation with length {length}, scores {self.mean:.3f} +- {self.std:.3f}"
+        )
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(SupervisedTrainer):
     """The reward model that learns."""
 
     shard_folder: ClassVar[str] = "reward"
+    evaluation_file: ClassVar[str] = STATS_FILE
 
     def __init__(self, context: RankContext, config: RewardStage) -> None:
         super().__init__(context)
-        self.config = config
+        self.config: RewardStage = config
 
     def start(self) -> RoleReport:
         """Loads data, model and engine (collective).
@@ -126,51 +121,38 @@ class RewardTrainer(Trainer):
         self.engine = Engine(module, engine=model.engine, optimizer=model.optimizer, context=self.context)
         return self.report(started, **{DATA_FINGERPRINT: self.data.fingerprint})
 
-    def rankings(self) -> RankingReport:
-        """What the orchestrator packs micro-batches from. Not collective: any one rank can be asked."""
-        return RankingReport(
-            lengths=tuple(self.data.lengths),
-            num_train=len(self.data.train),
-            num_dropped=self.data.num_dropped,
-            num_ties=self.data.num_ties,
-            data_fingerprint=self.data.fingerprint,
-        )
+    def items(self) -> ItemsReport:
+        return groups_report(self.data)
 
-    def update(self, shard: RankingShard) -> UpdateReport:
-        """One optimizer step on the step's groups (collective): Plackett-Luce, which for pairs is Bradley-Terry.
+    def packed(self, items: Sequence[int]) -> PackedBatch:
+        return batch_of([self.data.group(item) for item in items])
 
-        The report's metrics are contributions: summed over ranks they are means over the step's groups.
-        """
+    def loss(
+        self, micro: MicroBatch, outputs: tuple[Tensor, ...], global_count: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Plackett-Luce, which for pairs is Bradley-Terry. Where a pair has a margin, the better answer has to lead by it."""
         from actors.algorithms.losses import plackett_luce_loss
 
-        started = time.time()
-        groups = [[self.data.group(i) for i in micro] for micro in shard.micro_batches]
+        _, scores = outputs
+        groups = [self.data.group(item) for item in micro.items]
+        ranks, cu_groups = (part.to(scores.device) for part in ranks_of(groups))
+        margins = margins_of(groups).to(scores.device)
+        loss, _ = plackett_luce_loss(scores - margins, ranks, cu_groups, global_count=global_count)
+        # how often the scores are right is asked without margins
+        _, metrics = plackett_luce_loss(scores.detach(), ranks, cu_groups, global_count=global_count)
+        return loss, {"loss": loss.detach(), "pair_accuracy": metrics["accuracy"]}
 
-        def loss_of(index: int, outputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-            _, scores = outputs
-            ranks, cu_groups = ranks_of(groups[index])
-            loss, metrics = plackett_luce_loss(
-                scores, ranks.to(scores.device), cu_groups.to(scores.device), global_count=shard.num_groups
-            )
-            return loss, {"loss": loss.detach(), "pair_accuracy": metrics["accuracy"]}
-
-        metrics = self.engine.forward_backward([batch_of(of_one) for of_one in groups], loss_of)
-        norm = self.engine.step(shard.lr)
-        return UpdateReport(minibatches=(metrics,), grad_norms=(norm,), busy=Busy.since(started))
-
-    def evaluate(self, micro_batches: tuple[tuple[int, ...], ...]) -> HeldOutScores:
-        """Scores of the answers of this rank's held-out groups (collective: the same number of micro-batches on every rank)."""
-        started = time.time()
+    def evaluate(self, micro_batches: MicroBatches) -> HeldOutScores:
+        """Scores of the answers of this rank's held-out groups (collective)."""
         scores: dict[int, tuple[float, ...]] = {}
         for micro in micro_batches:
             groups = [self.data.group(i) for i in micro]
             answers = iter(self.engine.forward(batch_of(groups))[1].tolist())
             for index, group in zip(micro, groups, strict=True):
                 scores[index] = tuple(next(answers) for _ in group.sequences)
-        return HeldOutScores(groups=tuple(scores), scores=tuple(scores.values()), busy=Busy.since(started))
+        return HeldOutScores(groups=tuple(scores), scores=tuple(scores.values()))
 
     def summarise(self, parts: Sequence[HeldOutScores]) -> RewardEvaluation:
-        """The evaluation, from all ranks' scores. Not collective: any one rank can be asked."""
         found = {index: scores for part in parts for index, scores in zip(part.groups, part.scores, strict=True)}
         assert set(found) == set(self.data.held_out), "every held-out group is scored once"
         return evaluation_of(
@@ -179,12 +161,16 @@ class RewardTrainer(Trainer):
             data_fingerprint=self.data.fingerprint,
         )
 
-    def export_evaluated(self, folder: str, evaluation: RewardEvaluation) -> None:
-        """Writes a Hugging Face folder, and in it the evaluation, where PPO finds mean and deviation (collective; rank 0 writes)."""
-        assert self.config.model.model is not None
-        self.export(folder, self.config.model.model)
-        if self.context.rank == 0:
-            write_stats(Path(folder), evaluation)
+
+def groups_report(data: RankingDataset) -> ItemsReport:
+    """Ranked groups as items: each weighs the same."""
+    return ItemsReport(
+        lengths=tuple(data.lengths),
+        weights=(1,) * len(data),
+        num_train=len(data.train),
+        num_dropped=data.num_dropped,
+        data_fingerprint=data.fingerprint,
+    )
 
 
 def check_group_lengths(data: RankingDataset, micro_batch_tokens: int) -> None:
@@ -197,16 +183,22 @@ def check_group_lengths(data: RankingDataset, micro_batch_tokens: int) -> None:
             )
 
 
-def batch_of(groups: Sequence[Group]) -> PackedBatch:
-    """All answers of the groups, prompt and answer each a sequence of its own; none give the dummy."""
+def batch_of(groups: Sequence[Group], *, answers_chosen: bool = False) -> PackedBatch:
+    """All answers of the groups, prompt and answer each a sequence of its own; none give the dummy. `answers_chosen` unmasks the answers'
+    tokens, where log-probabilities are asked of them."""
     import torch
 
     from actors.algorithms.records import PackedBatch, cumulative
 
     sequences = [sequence for group in groups for sequence in group.sequences]
+    answers = [length for group in groups for length in group.answer_lengths]
     tokens = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
+    mask = torch.zeros(len(tokens), dtype=torch.bool)
     cu_lengths = cumulative([len(sequence) for sequence in sequences])
-    return PackedBatch.from_flat(tokens, cu_lengths, torch.zeros(len(tokens), dtype=torch.bool))
+    if answers_chosen:
+        for end, length in zip(cu_lengths[1:].tolist(), answers, strict=True):
+            mask[end - length : end] = True
+    return PackedBatch.from_flat(tokens, cu_lengths, mask)
 
 
 def ranks_of(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
@@ -217,6 +209,15 @@ def ranks_of(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
 
     ranks = torch.tensor([rank for group in groups for rank in group.ranks], dtype=torch.int64)
     return ranks, cumulative([len(group.ranks) for group in groups])
+
+
+def margins_of(groups: Sequence[Group]) -> Tensor:
+    """What is taken from each answer's score before it is compared: float32 [G], a pair's margin at its better answer, else 0."""
+    import torch
+
+    return torch.tensor(
+        [group.margin or 0.0 if rank == min(group.ranks) else 0.0 for group in groups for rank in group.ranks]
+    )
 
 
 def evaluation_of(
@@ -232,7 +233,12 @@ def evaluation_of(
     """
     import torch
 
-    from actors.algorithms.calibration import expected_calibration_error, pair_accuracy, pearson_correlation
+    from actors.algorithms.calibration import (
+        calibration_bins,
+        expected_calibration_error,
+        pair_accuracy,
+        pearson_correlation,
+    )
 
     flat = torch.tensor([score for of_group in scores for score in of_group], dtype=torch.float64)
     if not bool(flat.isfinite().all()):
@@ -244,32 +250,22 @@ def evaluation_of(
         if group.ranks[a] < group.ranks[b]
     ]
     better, worse = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    prob = torch.sigmoid(better - worse)
+    right = torch.sigmoid(better - worse)
+    prob = torch.cat([right, 1 - right])
+    outcome = torch.cat([torch.ones_like(right), torch.zeros_like(right)])
     lengths = torch.tensor([length for group in groups for length in group.answer_lengths], dtype=torch.float64)
     correlation = pearson_correlation(flat, lengths)
     return RewardEvaluation(
         num_groups=len(groups),
         num_pairs=len(pairs),
         pair_accuracy=pair_accuracy(better, worse),
-        ece=expected_calibration_error(
-            torch.cat([prob, 1 - prob]),
-            torch.cat([torch.ones_like(prob), torch.zeros_like(prob)]),
-            num_bins=NUM_BINS,
-        ),
+        ece=expected_calibration_error(prob, outcome, num_bins=NUM_BINS),
         length_correlation=None if math.isnan(correlation) else correlation,
         mean=float(flat.mean()),
         std=float(flat.std()),
         data_fingerprint=data_fingerprint,
+        bins=calibration_bins(prob, outcome, num_bins=NUM_BINS),
     )
-
-
-def write_stats(folder: Path, evaluation: RewardEvaluation) -> None:
-    """Writes the evaluation into an exported model's folder, whole or not at all."""
-    new = folder / f"{STATS_FILE}.new"
-    new.write_text(json.dumps(asdict(evaluation), indent=2, allow_nan=False) + "\n", "utf-8")
-    sync(new)
-    os.replace(new, folder / STATS_FILE)
-    sync(folder)
 
 
 def load_reward_stats(model: str) -> RewardEvaluation:
@@ -280,7 +276,7 @@ def load_reward_stats(model: str) -> RewardEvaluation:
     """
     from actors.models.checks import resolve_folder
 
-    path = resolve_folder(model) / STATS_FILE
+    path = resolve_folder(model, weights=False) / STATS_FILE
     remedy = "Use a model that stage reward exported, or set reward.model.normalise: false"
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -290,10 +286,17 @@ def load_reward_stats(model: str) -> RewardEvaluation:
         ) from error
     except ValueError as error:
         raise UserError(f"reward.model.model: {path} is not JSON: {error}. {remedy}") from error
-    names = {field.name for field in fields(RewardEvaluation)}
-    if not isinstance(found, dict) or set(found) != names:
-        raise UserError(f"reward.model.model: {path} must have exactly the keys {', '.join(sorted(names))}. {remedy}")
-    evaluation = RewardEvaluation(**found)
+    required = {field.name for field in fields(RewardEvaluation)} - {"bins"}
+    if not isinstance(found, dict) or set(found) - {"bins"} != required:
+        raise UserError(
+            f"reward.model.model: {path} must have exactly the keys {', '.join(sorted(required))}. {remedy}"
+        )
+    try:
+        evaluation = RewardEvaluation.from_json(found)
+    except TypeError as error:
+        raise UserError(
+            f"reward.model.model: {path}: bins are not those of an evaluation: {error}. {remedy}"
+        ) from error
     if not evaluation.std > 0:
         raise UserError(
             f"reward.model.model: {path}: std must be > 0, got {evaluation.std}: this model gives every answer one score. {remedy}"

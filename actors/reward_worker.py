@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.context import RankContext
@@ -25,6 +25,10 @@ __all__ = ["RewardWorker", "check_function"]
 if TYPE_CHECKING:
     from actors.algorithms.records import ScoreColumn, Trajectories
     from actors.data.prompts import Prompt
+
+
+ROWS_FINGERPRINT = "rows_fingerprint"
+"""Of the facts that a worker reports."""
 
 
 class RewardWorker(Role):
@@ -57,7 +61,8 @@ class RewardWorker(Role):
 
         started = time.monotonic()
         self._tokenizer = load_tokenizer(self._model)
-        self._prompts = {prompt.id: prompt for prompt in read_prompts(self._data)}
+        fingerprint, prompts = read_prompts(self._data)
+        self._prompts = {prompt.id: prompt for prompt in prompts}
         self._function.start()
         self._require_columns()
         return RoleReport(
@@ -66,7 +71,7 @@ class RewardWorker(Role):
             num_parameters=0,
             peak_memory_bytes=self.peak_memory_bytes(),
             seconds=time.monotonic() - started,
-            facts={"function": self._config.function},
+            facts={"function": self._config.function, ROWS_FINGERPRINT: fingerprint},
         )
 
     def score(self, shard: WaveShard, trajectories: Trajectories) -> tuple[ScoreColumn, Busy]:
@@ -80,15 +85,25 @@ class RewardWorker(Role):
         from actors.algorithms.records import ScoreColumn
 
         started = time.time()
-        bounds = trajectories.cu_lengths.tolist()
-        scores = []
+        scores = self.numbers(shard, trajectories, self.responses(shard, trajectories))
+        column = ScoreColumn(wave=shard.wave, indices=shard.indices, scores=torch.tensor(scores, dtype=torch.float32))
+        return column, Busy.since(started)
+
+    def numbers(self, shard: WaveShard, trajectories: Trajectories, texts: Sequence[str]) -> list[float]:
+        """What the function says of each text."""
+        return [
+            self._score_one(self._prompts[trajectories.prompt_ids[i]], text)
+            for i, text in zip(shard.indices, texts, strict=True)
+        ]
+
+    def responses(self, shard: WaveShard, trajectories: Trajectories) -> list[str]:
+        """What the policy wrote in the shard's trajectories, special tokens left out."""
+        bounds, texts = trajectories.cu_lengths.tolist(), []
         for i in shard.indices:
             chosen = trajectories.loss_mask[bounds[i] : bounds[i + 1]]
             tokens = trajectories.tokens[bounds[i] : bounds[i + 1]][chosen]
-            response = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
-            scores.append(self._score_one(self._prompts[trajectories.prompt_ids[i]], response))
-        column = ScoreColumn(wave=shard.wave, indices=shard.indices, scores=torch.tensor(scores, dtype=torch.float32))
-        return column, Busy.since(started)
+            texts.append(self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+        return texts
 
     def stop(self) -> None:
         """Ends the host process. It also ends by itself when this process does, however that ends."""

@@ -84,7 +84,7 @@ class Rollout(Role):
         self,
         context: RankContext,
         rollout: RolloutConfig,
-        weight_sync: WeightSyncConfig,
+        weight_sync: WeightSyncConfig | None,
         data: PromptDataConfig,
         model: str,
     ) -> None:
@@ -104,24 +104,32 @@ class Rollout(Role):
     # ---- start
 
     def start(self) -> RolloutReport:
-        """Reads the prompts and starts vLLM, with no weights yet: the first sync brings them."""
+        """Reads the prompts and starts vLLM. With weight syncs the first one brings the weights; without, the model's own are loaded, as
+        policy version 0."""
         from actors.data.prompts import PromptDataset
         from actors.data.tokenizer import end_token_ids, load_tokenizer
-        from actors.models.checks import read_model_config
+        from actors.models.checks import read_model_config, window
         from actors.rollout_backend import VLLMBackend
 
         start = time.monotonic()
         tokenizer, config = load_tokenizer(self._model), read_model_config(self._model)
         self._prompts = PromptDataset.load(self._data, tokenizer)
         self._end_token_ids = tuple(sorted({*end_token_ids(self._model, tokenizer), *self._rollout.stop_token_ids}))
-        length = self._data.max_prompt_tokens + max(self._rollout.max_response_tokens, self._weight_sync.probe_tokens)
-        if length > config["max_position_embeddings"]:
+        probe_tokens = self._weight_sync.probe_tokens if self._weight_sync is not None else 0
+        answer, positions = max(self._rollout.max_response_tokens, probe_tokens), window(config)
+        if positions is not None and self._prompts.longest + answer > positions:
             raise UserError(
-                f"data.max_prompt_tokens + rollout.max_response_tokens (weight_sync.probe_tokens where that is more) is {length}, but "
-                f"{self._model} has {config['max_position_embeddings']} positions; allowed: at most as many"
+                f"the longest prompt ({self._prompts.longest} tokens) and rollout.max_response_tokens (weight_sync.probe_tokens where that "
+                f"is more) make {self._prompts.longest + answer} tokens, but {self._model} has {positions} positions; "
+                "allowed: at most as many"
             )
-        self._backend = VLLMBackend(self._model, self._rollout, self.context, max_model_len=length)
-        self.state = "unsynced"
+        length = self._data.max_prompt_tokens + answer
+        length = length if positions is None else min(length, positions)
+        own_weights = self._weight_sync is None
+        self._backend = VLLMBackend(
+            self._model, self._rollout, self.context, max_model_len=length, own_weights=own_weights
+        )
+        self.state, self.policy_version = ("ready", 0) if own_weights else ("unsynced", None)
         return RolloutReport(
             num_prompts=len(self._prompts),
             data_fingerprint=self._prompts.fingerprint,
@@ -156,7 +164,7 @@ class Rollout(Role):
         trajectories = make_trajectories(ids, rows, responses, unit.policy_version)
         return trajectories, summarise(trajectories, wave=unit.wave, busy=Busy.since(started))
 
-    def probe(self, step: int, num_tokens: int) -> Trajectories:
+    def probe(self, step: int, num_tokens: int) -> tuple[Trajectories, None]:
         """Answers to the dataset's first prompts, one each, sampled as in training: the policy's own log-probabilities must agree."""
         self._need_ready()
         assert self.policy_version is not None
@@ -164,7 +172,7 @@ class Rollout(Role):
         seeds = [request_seed(self.context.seed, step, "probe", slot) for slot in range(len(rows))]
         responses = self._backend.generate(_requests(rows, seeds), self._sampling(max_tokens=num_tokens))
         ids = tuple(f"{step:08d}/probe/{slot:03d}" for slot in range(len(rows)))
-        return make_trajectories(ids, rows, responses, self.policy_version)
+        return make_trajectories(ids, rows, responses, self.policy_version), None
 
     # ---- weights
 

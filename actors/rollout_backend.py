@@ -7,11 +7,12 @@ starts); with tensor parallelism one process a GPU under the `mp` executor. Tens
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import vllm
+from vllm.sampling_params import RequestOutputKind
 
 from actors.context import RankContext
 from actors.errors import SyncFailed, UserError
@@ -68,9 +69,12 @@ def check_version(version: str) -> None:
 
 
 class VLLMBackend:
-    """One vLLM engine without weights of its own: it starts from noise and answers only after a weight sync has filled it."""
+    """One vLLM engine."""
 
-    def __init__(self, model: str, rollout: RolloutConfig, context: RankContext, *, max_model_len: int) -> None:
+    def __init__(
+        self, model: str, rollout: RolloutConfig, context: RankContext, *, max_model_len: int, own_weights: bool
+    ) -> None:
+        """`own_weights`: the model's, from disk. Else it starts from noise, and whoever made it answers only after a weight sync."""
         check_version(vllm.__version__)
         if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
             raise UserError(
@@ -87,7 +91,8 @@ class VLLMBackend:
                 model=model,
                 skip_tokenizer_init=True,  # token ids in, token ids out
                 generation_config="vllm",  # not the model's own sampling defaults
-                load_format="dummy",  # the sync brings every weight and proves it, so none is read from disk
+                # a sync brings every weight and proves it, so none is read from disk
+                load_format="auto" if own_weights else "dummy",
                 dtype={"fp32": "float32", "bf16": "bfloat16"}[rollout.dtype],
                 seed=context.seed,
                 max_model_len=max_model_len,
@@ -124,6 +129,26 @@ class VLLMBackend:
         prompts = [vllm.TokensPrompt(prompt_token_ids=list(request.prompt)) for request in requests]
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [_response(output, sampling) for output in outputs]
+
+    def stream(self, request: Request, sampling: Sampling) -> Iterator[tuple[int, ...]]:
+        """One response as it is sampled: the tokens that are new. Closing the iterator ends the request. Nothing else runs meanwhile."""
+        engine = self._llm.llm_engine
+        params = vllm.SamplingParams(
+            temperature=sampling.temperature,
+            seed=request.seed,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=list(sampling.end_token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        prompt = vllm.TokensPrompt(prompt_token_ids=list(request.prompt))
+        name = engine.add_request(f"stream-{request.seed}", prompt, params)
+        try:
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    yield tuple(output.outputs[0].token_ids)
+        finally:
+            engine.abort_request([name], internal=True)
 
     def reset_prefix_cache(self) -> None:
         """Empties the prefix cache. SyncFailed where vLLM refuses, as it does while requests run."""

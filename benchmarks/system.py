@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from actors.durable import write_whole
 from actors.preflight import PromptFacts, check_ppo
 from benchmarks.ledger_tables import busy_table, memory_table, phase_table, sync_table
 from benchmarks.models import make_scorer, make_small_model, write_prompts
@@ -17,7 +18,6 @@ from benchmarks.rollout_speed import InSystem, bare_process, compare
 from benchmarks.table import Table, write_tables
 from configs.load import dump_config, load_config
 from configs.schema.ppo import PPOStage
-from orchestrator.ledger import write_whole
 from orchestrator.plan import plan_json
 from orchestrator.plan_records import PPOPlan
 from orchestrator.ppo_loop import PPOLoop

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from configs.errors import ConfigError, Problem
 from configs.fields import STAGES, FieldRow, describe, either, kind_text, locate, schema_json, tag_of
-from configs.schema import Config, Pipeline, model_references
+from configs.schema import Config, Pipeline, references
 from configs.yaml_file import Origins, quote, read_value, read_yaml, write_yaml
 
 __all__ = ["ConfigError", "FieldRow", "describe", "dump_config", "load_config", "schema_json"]
@@ -45,7 +45,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 allowed="a folder or hub name; stage:NAME only within a pipeline",
                 origin=_origin(origins, tuple(key.split("."))),
             )
-            for key, model in model_references(config)
+            for key, model in references(config)
         ]
     if problems:
         raise ConfigError(_title(path), problems)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,15 @@ class Checkpoints:
         make_folder(folder)
         return folder
 
-    def commit(self, step: int, files: Mapping[str, Sequence[WrittenFile]], state: Mapping[str, Any]) -> None:
-        """Writes the manifest, then removes what is older than the newest `keep`."""
+    def commit(
+        self,
+        step: int,
+        files: Mapping[str, Sequence[WrittenFile]],
+        state: Mapping[str, Any],
+        *,
+        spare: Collection[int] = (),
+    ) -> None:
+        """Writes the manifest, then removes what is older than the newest `keep`, but for the steps to `spare`."""
         listing = {
             role: [{"name": f.name, "sha256": f.sha256, "bytes": f.num_bytes} for f in written]
             for role, written in files.items()
@@ -55,7 +62,7 @@ class Checkpoints:
             raise PreceptorError(
                 f"{self.folder(step)} is a whole checkpoint already: another driver works on this run directory; this one stops"
             ) from None
-        for old in self.steps()[: -self._keep]:
+        for old in sorted(set(self.steps()[: -self._keep]) - set(spare)):
             # the manifest goes first, so that a half-removed folder is never taken for a checkpoint
             (self.folder(old) / MANIFEST).unlink()
             shutil.rmtree(self.folder(old))

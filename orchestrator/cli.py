@@ -1,4 +1,4 @@
-"""The command line: `preceptor run`, `plan`, `resume`, `export`, `schema`.
+"""The command line: `preceptor run`, `plan`, `resume`, `export`, `report`, `chat`, `data inspect`, `lineage`, `schema`.
 
 Every error is one message on stderr. Exit codes: 0 fine, 1 the run failed, 2 bad input, 130 Ctrl-C. What a command needs is imported
 within it, so that help and bad input answer at once.
@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from configs.schema.ppo import PPOStage
-    from configs.schema.reward import RewardStage
+    from configs.schema import Stage
 
 FINE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 PACKAGES = ("configs", "actors", "orchestrator")
+STAGES = ("pretrain", "sft", "rank", "reward", "dpo", "ppo", "pipeline")
+"""Every `stage` of the schema, in the order of a model's development."""
 
 EXAMPLES = """examples:
   preceptor plan recipe.yaml                               what would run where; nothing is started
@@ -31,6 +32,10 @@ EXAMPLES = """examples:
   preceptor run recipe.yaml --dry-run                      check all that files can tell; start nothing
   preceptor resume runs/my-run                             continue after a stop or a crash
   preceptor export runs/my-run out/policy --step 40        a checkpoint as a Hugging Face model
+  preceptor chat runs/my-run                               talk with what it trained
+  preceptor report runs/my-run                             one screen of summary, and report.html to look at
+  preceptor data inspect recipe.yaml --rows 3              rows as the model will see them
+  preceptor lineage runs/my-run/export                     what it was made from, back to the data
   preceptor schema ppo                                     every key of a stage, its default and what it means
 
 exit codes: 0 fine, 1 the run failed, 2 bad input, 130 interrupted"""
@@ -120,6 +125,71 @@ def _export(arguments: argparse.Namespace) -> None:
         jobs.export(arguments.run_dir, arguments.out, role=arguments.role, step=arguments.step, progress=progress)
 
 
+def _chat(arguments: argparse.Namespace) -> None:
+    from pydantic import ValidationError
+
+    from configs.schema.rollout import RolloutConfig
+    from orchestrator.chat import chat
+
+    try:
+        rollout = RolloutConfig(
+            temperature=arguments.temperature,
+            max_response_tokens=arguments.max_tokens,
+            dtype=arguments.dtype,
+            prompts_per_wave=1,
+        )
+    except ValidationError as error:
+        raise BadInput("; ".join(f"--{e['loc'][0]}: {e['msg']}, got {e['input']}" for e in error.errors())) from error
+    chat(
+        arguments.checkpoint,
+        rollout,
+        device=arguments.device,
+        seed=arguments.seed,
+        system=arguments.system,
+        max_model_len=arguments.window,
+    )
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    _check_run_dir(arguments.run_dir)
+    from actors.durable import write_whole
+    from actors.errors import UserError
+    from orchestrator.report.page import page
+    from orchestrator.report.run import read_run
+    from orchestrator.report.summary import print_summary
+
+    out = Path(arguments.out or Path(arguments.run_dir) / "report.html").absolute()
+    found = read_run(arguments.run_dir)
+    try:
+        # models may have written what is no text; the page is written all the same
+        write_whole(out, page(found).encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(
+            f"--out: {out} can't be written ({error.strerror}); allowed: a file in a folder that can be"
+        ) from error
+    print_summary(found, out, _console())
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from configs.load import load_config
+    from orchestrator.inspect_data import inspect
+
+    config = load_config(arguments.config, arguments.overrides)
+    inspect(config, arguments.stage, arguments.rows, _console())
+
+
+def _lineage(arguments: argparse.Namespace) -> None:
+    import json
+
+    from orchestrator.lineage import read_lineage, tree_of
+
+    found = read_lineage(arguments.artefact)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _console().print(tree_of(found))
+
+
 def _check_run_dir(run_dir: str) -> None:
     if "://" not in run_dir and not Path(run_dir).is_dir():
         raise BadInput(f"RUN_DIR: got {run_dir!r}, which is no folder; allowed: the run.dir of a run that was started")
@@ -132,9 +202,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from orchestrator.plan import describe_plan, make_plan, plan_json
 
     config = load_config(arguments.config, arguments.overrides)
-    stages: dict[str, PPOStage | RewardStage] = (
-        config.stages if isinstance(config, Pipeline) else {str(config.stage): config}
-    )
+    stages: dict[str, Stage] = config.stages if isinstance(config, Pipeline) else {str(config.stage): config}
     # what a cluster has is known when it is joined
     machines = {name: local_machine() if stage.cluster.address is None else None for name, stage in stages.items()}
     plans = {name: make_plan(stage, machines[name]) for name, stage in stages.items()}
@@ -159,7 +227,7 @@ def _schema(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     console = _console()
-    for stage in [arguments.stage] if arguments.stage else ("ppo", "reward", "pipeline"):
+    for stage in [arguments.stage] if arguments.stage else STAGES:
         table = Table("key", "type", "default", "description", box=None, pad_edge=False)
         for row in describe(stage):
             table.add_row(row.key, row.type, row.default, row.description)
@@ -218,7 +286,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan = add("plan", _plan, "show what would run where, without starting anything")
     plan.add_argument("--json", action="store_true", help="as JSON")
-    for with_config in (run, plan):
+    talk = add("chat", _chat, "talk with a model in the terminal")
+    talk.add_argument("checkpoint", metavar="CHECKPOINT", help="a Hugging Face folder or hub name, or a finished run")
+    talk.add_argument("--temperature", type=float, default=0.7, help="default: 0.7")
+    talk.add_argument("--max-tokens", type=int, default=256, help="longest answer; default: 256")
+    talk.add_argument("--window", type=int, default=2048, help="longest conversation in tokens; default: 2048")
+    talk.add_argument("--system", metavar="TEXT", help="what the system says first")
+    talk.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    talk.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="default: bf16")
+    talk.add_argument("--seed", type=int, default=0, help="default: 0")
+    data = commands.add_parser("data", help="look at data", description="Look at data.", allow_abbrev=False)
+    inspect = data.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "inspect",
+        parents=[common],
+        help="show rows as the model will see them: tokens, which of them are learned, what was cut",
+        description="Show rows as the model will see them: tokens, which of them are learned, what was cut.",
+        allow_abbrev=False,
+    )
+    inspect.set_defaults(command=_inspect, run_dir=None)
+    inspect.add_argument("--stage", metavar="NAME", help="of a pipeline")
+    inspect.add_argument("--rows", type=int, default=5, help="how many rows; default: 5")
+    for with_config in (run, plan, inspect):
         with_config.add_argument("config", metavar="CONFIG", help="YAML file")
         with_config.add_argument("overrides", metavar="key=value", nargs="*", help="keys changed: ppo.steps=10")
     resume = add("resume", _resume, "continue a run from its run directory")
@@ -228,8 +316,16 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", help="folder to write, new or empty")
     export.add_argument("--role", choices=("policy", "critic"), help="of a PPO run; default: policy")
     export.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    report = add("report", _report, "sum up a run, finished or not, on the terminal and in an HTML file")
+    report.add_argument("run_dir", metavar="RUN_DIR", help="the run.dir of a run, or one stage's folder in it")
+    report.add_argument("--out", metavar="FILE", help="HTML file to write; default: report.html in RUN_DIR")
+    lineage = add("lineage", _lineage, "show what an artefact was made from, back to the data")
+    lineage.add_argument(
+        "artefact", metavar="ARTEFACT", help="an export's folder, a run directory, or a checkpoint's folder in one"
+    )
+    lineage.add_argument("--json", action="store_true", help="as JSON")
     schema = add("schema", _schema, "show every key, its type, default and meaning")
-    schema.add_argument("stage", nargs="?", choices=("ppo", "reward", "pipeline"), help="one stage; default: all")
+    schema.add_argument("stage", nargs="?", choices=STAGES, help="one stage; default: all")
     schema.add_argument("--json", action="store_true", help="JSON schema of all stages")
     return parser
 
@@ -251,7 +347,9 @@ def _message(error: BaseException, arguments: argparse.Namespace) -> tuple[int, 
     if isinstance(error, BadInput):
         return BAD_INPUT, str(error)
     if isinstance(error, KeyboardInterrupt):
-        resumable = arguments.command in (_run, _resume) and run_dir is not None and Path(run_dir).is_dir()
+        resumable = (
+            arguments.command in (_run, _resume) and run_dir is not None and (Path(run_dir) / "config.yaml").exists()
+        )
         return INTERRUPTED, "interrupted" + (f"; `preceptor resume {run_dir}` continues" if resumable else "")
     # bad input must not need these to be told of: they may be what a foreign folder shadows
     from actors.errors import PreceptorError, UserError

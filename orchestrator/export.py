@@ -9,40 +9,40 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from actors.critic import Critic
 from actors.durable import make_folder, sync
 from actors.errors import PreceptorError, UserError
-from actors.policy import Policy
-from actors.reward_trainer import RankingReport, RewardTrainer
+from actors.supervised_trainer import ItemsReport, SupervisedTrainer
 from actors.trainer import Trainer
+from configs.schema import Stage
 from configs.schema.ppo import PPOStage
-from configs.schema.reward import RewardStage
+from configs.schema.rank import RankStage
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.launch import RoleSpec
-from orchestrator.plan import CPUS_PER_RANK, Plan
+from orchestrator.lineage import lineage_of, write_lineage
+from orchestrator.plan import CPUS_PER_RANK, Plan, made_by
 from orchestrator.plan_records import PPOPlan
 from orchestrator.progress import Progress
-from orchestrator.reward_loop import evaluate, export_evaluated
-from orchestrator.stages import launched_roles, ppo_roles, ray_for
+from orchestrator.stages import TRAINERS, launched_roles, ppo_roles, ray_for
+from orchestrator.supervised_loop import evaluate, export_evaluated
 
 
 def export_checkpoint(
-    config: PPOStage | RewardStage,
+    config: Stage,
     run_dir: Path,
     step: int,
     role: str | None,
     target: Path,
     progress: Progress,
 ) -> None:
-    """Writes the model of `role` (the policy's, or the reward model's, where it is None) as of `step` into the folder `target`.
+    """Writes the model of `role` (the policy's, or the one that the stage trains, where it is None) as of `step` into the folder `target`.
 
     Raises:
         UserError: for a role that the stage does not train.
     """
-    roles: dict[str, type[Policy | Critic | RewardTrainer]] = (
-        {"policy": Policy, "critic": Critic} if isinstance(config, PPOStage) else {"reward": RewardTrainer}
-    )
-    name = role or next(iter(roles))
+    if isinstance(config, RankStage):
+        raise UserError(f"{run_dir} is of stage rank, which trains no model: its rankings are in its folder export")
+    roles = ("policy", "critic") if isinstance(config, PPOStage) else (made_by(config),)
+    name = role or roles[0]
     if name not in roles:
         raise UserError(f"--role: got {name!r}; allowed for a {config.stage} stage: {', '.join(roles)}")
     tokenizer_from = config.policy.model if isinstance(config, PPOStage) else config.model.model
@@ -52,7 +52,7 @@ def export_checkpoint(
     with ray_for(config, progress) as whole:
         only = only_role(whole, name)
         specs = ppo_roles(config, whole) if isinstance(whole, PPOPlan) and isinstance(config, PPOStage) else {}
-        spec = specs.get(name) or RoleSpec(role_class=RewardTrainer, args=(config,))
+        spec = specs.get(name) or RoleSpec(role_class=TRAINERS[config.stage], args=(config,))
         with launched_roles(config, only, {name: spec}, run_dir, progress) as launched:
             group, waiter = launched.groups[name], launched.waiter
             with progress.phase(f"loading the checkpoint of step {step}"):
@@ -61,9 +61,10 @@ def export_checkpoint(
                 if isinstance(config, PPOStage):
                     waiter.wait(group.call(Trainer.export, str(target), tokenizer_from))
                 else:
-                    data: RankingReport = waiter.wait([group.call_rank(0, RewardTrainer.rankings)])[0]
-                    evaluation = evaluate(group, waiter, config, data.lengths, data.num_train)
+                    items: ItemsReport = waiter.wait([group.call_rank(0, SupervisedTrainer.items)])[0]
+                    evaluation = evaluate(group, waiter, config, items)
                     export_evaluated(group, waiter, str(target), evaluation)
+            write_lineage(target, lineage_of(config, run_dir, role=name, step=step))
 
 
 @contextmanager

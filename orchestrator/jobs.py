@@ -8,27 +8,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.durable import write_whole
 from actors.errors import PreceptorError, UserError
 from configs.load import dump_config, load_config
-from configs.schema import STAGE_PREFIX, Config, Pipeline, model_references
+from configs.schema import DATA_KEY, STAGE_PREFIX, Config, Pipeline, Stage, references, stage_models
 from configs.schema.ppo import PPOStage
-from configs.schema.reward import RewardStage
+from configs.schema.rank import RankStage
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.ledger import create_only, write_whole
+from orchestrator.ledger import create_only, num_committed
+from orchestrator.lineage import lineage_of, write_lineage
 from orchestrator.machine import local_machine
-from orchestrator.plan import Plan, make_plan, plan_json
+from orchestrator.plan import Plan, made_by, make_plan, plan_json
 from orchestrator.progress import DRIVER_LOG, Progress
 from orchestrator.run_dir import (
     CONFIG_FILE,
     DONE_FILE,
     EXPORT_FOLDER,
+    RANKINGS_FILE,
     existing_run,
     locked,
     new_run,
     require_run,
+    require_writable,
     same_plan,
 )
 from orchestrator.signals import interruptible
+from orchestrator.trackers import check_trackers, trackers
 
 
 class Stopped(PreceptorError):
@@ -82,48 +87,58 @@ def _run_one_of(config: Pipeline, name: str, run_dir: Path, progress: Progress) 
         return True
     progress.note(f"stage {name} ({list(config.stages).index(name) + 1} of {len(config.stages)}: {stage.stage})")
     folder.mkdir(exist_ok=True)
-    resolved = resolve_models(stage, run_dir)
+    resolved = resolve_references(stage, run_dir)
     with locked(folder):
         with suppress(FileExistsError):
             create_only(folder / CONFIG_FILE, dump_config(resolved).encode())
         return _run_stage(resolved, folder, progress)
 
 
-def _run_stage(config: PPOStage | RewardStage, run_dir: Path, progress: Progress) -> bool:
+def _run_stage(config: Stage, run_dir: Path, progress: Progress) -> bool:
     """True where the stage came to its end, False where it was asked to stop before."""
-    from orchestrator.stages import run_ppo, run_reward
+    from orchestrator.stages import run_ppo, run_rank, run_supervised
 
     def on_ready(plan: Plan) -> None:
         """Everything that could be checked is right: from here the run directory holds a run."""
         same_plan(run_dir, plan_json(plan), deterministic=config.run.deterministic, note=progress.note)
 
-    if isinstance(config, PPOStage):
-        finished = run_ppo(config, run_dir, progress, on_ready)
-    else:
-        finished = run_reward(config, run_dir, progress, on_ready)
-    if finished:
+    check_trackers(config.run.trackers)
+    last = num_committed(run_dir)
+    with (
+        trackers(config.run, run_dir, config.model_dump(), last_step=last, note=progress.note) as watching,
+        progress.tracking(watching),
+    ):
+        if isinstance(config, PPOStage):
+            exported = run_ppo(config, run_dir, progress, on_ready)
+        elif isinstance(config, RankStage):
+            exported = run_rank(config, run_dir, progress, on_ready)
+        else:
+            exported = run_supervised(config, run_dir, progress, on_ready)
+    if exported is not None:
+        write_lineage(run_dir / EXPORT_FOLDER, lineage_of(config, run_dir, role=made_by(config), step=exported))
         write_whole(run_dir / DONE_FILE, json.dumps({"stage": config.stage}).encode())
-        progress.note(f"done: {run_dir / EXPORT_FOLDER} holds the model for transformers and vLLM")
-    return finished
+        what = "rankings" if isinstance(config, RankStage) else "model for transformers and vLLM"
+        progress.note(f"done: {run_dir / EXPORT_FOLDER} holds the {what}")
+    return exported is not None
 
 
-def resolve_models(stage: PPOStage | RewardStage, run_dir: Path) -> PPOStage | RewardStage:
-    """The stage with every model `stage:NAME` replaced by that stage's export."""
-    exports = {
-        key: str(run_dir / model.removeprefix(STAGE_PREFIX) / EXPORT_FOLDER) for key, model in model_references(stage)
-    }
-    return _with_models(stage, exports)
+def resolve_references(stage: Stage, run_dir: Path) -> Stage:
+    """The stage with every `stage:NAME` replaced by that stage's export."""
+    exports = {key: run_dir / value.removeprefix(STAGE_PREFIX) / EXPORT_FOLDER for key, value in references(stage)}
+    return _with_values(
+        stage, {key: str(path / RANKINGS_FILE if key == DATA_KEY else path) for key, path in exports.items()}
+    )
 
 
-def _with_models(stage: PPOStage | RewardStage, models: Mapping[str, str]) -> PPOStage | RewardStage:
-    """The stage with other models, by key."""
+def _with_values(stage: Stage, changed: Mapping[str, str]) -> Stage:
+    """The stage with other values, by key."""
     values = stage.model_dump()
-    for key, model in models.items():
+    for key, value in changed.items():
         *sections, last = key.split(".")
         section = values
         for name in sections:
             section = section[name]
-        section[last] = model
+        section[last] = value
     return type(stage).model_validate(values)
 
 
@@ -139,30 +154,37 @@ class DryRun:
 
 def dry_run(config: Config) -> DryRun:
     """Everything that `run` checks before it starts: plan, data, models, run directory. Starts nothing and writes nothing."""
-    from actors.preflight import check_ppo, check_reward
+    from actors.preflight import check_ppo, check_rank, check_supervised
 
     folder = Path(config.run.dir).absolute()
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(
             f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {config.run.dir}` continues a run"
         )
+    require_writable(folder)
     stages = dict(config.stages) if isinstance(config, Pipeline) else {"": config}
     plans: list[Plan] = []
     unchecked: list[str] = []
     origins: dict[str, str] = {}
     for name, stage in stages.items():
+        check_trackers(stage.run.trackers)
         plans.append(make_plan(stage, local_machine() if stage.cluster.address is None else None))
-        references = dict(model_references(stage))
-        checked = _with_models(stage, {key: origins[model] for key, model in references.items()})
+        unmade = dict(references(stage))
+        models = {key: origins[value] for key, value in unmade.items() if key != DATA_KEY}
+        checked = _with_values(stage, models)
         unchecked += [
-            f"stages.{name}.{key}: {model} does not exist yet, only tokenizer, sizes and window of what it is made from ({origins[model]})"
-            for key, model in references.items()
+            f"stages.{name}.{key}: {unmade[key]} does not exist yet, only tokenizer, sizes and window of what it is made from ({origin})"
+            for key, origin in models.items()
         ]
+        if DATA_KEY in unmade:
+            unchecked.append(f"stages.{name}.{DATA_KEY}: {unmade[DATA_KEY]} does not exist yet")
         try:
             if isinstance(checked, PPOStage):
-                check_ppo(checked, unmade=frozenset(references))
-            else:
-                check_reward(checked)
+                check_ppo(checked, unmade=frozenset(unmade))
+            elif isinstance(checked, RankStage):
+                check_rank(checked)
+            elif DATA_KEY not in unmade:
+                check_supervised(checked, unmade="model.model" in unmade)
         except UserError as error:
             if not name:
                 raise
@@ -171,11 +193,9 @@ def dry_run(config: Config) -> DryRun:
     return DryRun(plans=tuple(plans), unchecked=tuple(unchecked))
 
 
-def _made_from(stage: PPOStage | RewardStage) -> str:
+def _made_from(stage: Stage) -> str:
     """The model that a stage's export is made from, and which it shares tokenizer and sizes with."""
-    model = stage.policy.model if isinstance(stage, PPOStage) else stage.model.model
-    assert model is not None
-    return model
+    return next(iter(stage_models(stage).values()))
 
 
 def export(run_dir: str, out: str, *, role: str | None, step: int | None, progress: Progress) -> None:

@@ -148,8 +148,8 @@ class Launched:
             connect(group, {**device, **specs[name].environment}, waiter=self.waiter, timeout_s=timeout_s)
 
     def load(self, starts: Mapping[str, Callable[[Any], Any]]) -> None:
-        """Loads every role's models, all at once; `starts` names each role's method."""
-        calls: dict[str, list[Call]] = {name: group.call(starts[name]) for name, group in self.groups.items()}
+        """Loads the models of some roles, all at once; `starts` names each one's method."""
+        calls: dict[str, list[Call]] = {name: self.groups[name].call(start) for name, start in starts.items()}
         for name, started in calls.items():
             self.reports[name] = self.waiter.wait(started, timeout_s=self.cluster.start_timeout_s)
 

@@ -6,6 +6,7 @@ stops. The digest covers token ids, rewards, advantages and updated parameters, 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from actors.algorithms.moments import Moments
 from actors.durable import make_folder, sync
-from actors.errors import PreceptorError
+from actors.errors import PreceptorError, UserError
 from actors.tasks import Busy, WaveSummary, WrittenFile
 
 FORMAT = 1
@@ -39,20 +40,14 @@ def create_only(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.link(name, path)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise UserError(
+                f"run.dir: the file system of {path.parent} has no hard links, which make a step count once; allowed: one that has them"
+            ) from error
+        raise
     finally:
         os.unlink(name)
-    sync(path.parent)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that may exist, whole or not at all."""
-    make_folder(path.parent)
-    new = path.with_name(f".new-{path.name}")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
     sync(path.parent)
 
 

@@ -11,19 +11,25 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError
+from configs.schema import Stage, SupervisedStage
 from configs.schema.engine import FrozenConfig, TrainerConfig
 from configs.schema.ppo import FixedKLConfig, PPOStage
+from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
+from configs.schema.rewards import RewardFunctionConfig
+from configs.schema.rollout import RolloutConfig
 from configs.schema.run import ClusterConfig
-from orchestrator.plan_checks import ppo_problems, reward_problems
+from configs.schema.supervised import DPOStage
+from orchestrator.plan_checks import ppo_problems, rank_problems, supervised_problems
 from orchestrator.plan_records import (
     Device,
     GroupPlan,
     Machine,
     Plan,
     PPOPlan,
-    RewardPlan,
+    RankPlan,
     RolePlan,
+    SupervisedPlan,
     SyncChannel,
 )
 
@@ -36,10 +42,12 @@ __all__ = [
     "Machine",
     "PPOPlan",
     "Plan",
-    "RewardPlan",
+    "RankPlan",
     "RolePlan",
+    "SupervisedPlan",
     "describe_plan",
     "logical_cpus",
+    "made_by",
     "make_plan",
     "num_gpus",
     "plan_json",
@@ -50,7 +58,7 @@ CPUS_PER_RANK = 0.25
 other use the same cores: asking for whole cores would leave most of a run unplaced on a small machine."""
 
 
-def make_plan(config: PPOStage | RewardStage, machine: Machine | None) -> Plan:
+def make_plan(config: Stage, machine: Machine | None) -> Plan:
     """The plan of a stage.
 
     `machine` is what it will run on; None where that is not known, and then nothing is checked against it, and a rank has one thread
@@ -64,9 +72,12 @@ def make_plan(config: PPOStage | RewardStage, machine: Machine | None) -> Plan:
     if isinstance(config, PPOStage):
         ppo = _plan_ppo(config, cores)
         plan, problems = ppo, ppo_problems(config, ppo, machine)
+    elif isinstance(config, RankStage):
+        rank = _plan_rank(config, cores)
+        plan, problems = rank, rank_problems(config, rank, machine)
     else:
-        reward = _plan_reward(config, cores)
-        plan, problems = reward, reward_problems(config, reward, machine)
+        supervised = _plan_supervised(config, cores)
+        plan, problems = supervised, supervised_problems(config, supervised, machine)
     if problems:
         where = f" on {machine.where}" if machine else ""
         raise ConfigError(f"stage {config.stage} can't run{where}", problems)
@@ -108,9 +119,33 @@ def _plan_ppo(config: PPOStage, cores: int | None) -> PPOPlan:
     )
 
 
-def _plan_reward(config: RewardStage, cores: int | None) -> RewardPlan:
-    roles = {"reward": _model_role("reward", config.model, config.cluster, cores)}
-    return RewardPlan(roles=roles, groups=_groups(roles), groups_per_step=config.training.groups_per_step)
+def _plan_supervised(config: SupervisedStage, cores: int | None) -> SupervisedPlan:
+    role = made_by(config)
+    roles = {role: _model_role(role, config.model, config.cluster, cores)}
+    ranked = isinstance(config, RewardStage | DPOStage)
+    return SupervisedPlan(
+        role=role,
+        roles=roles,
+        groups=_groups(roles),
+        items="ranked groups" if ranked else "sequences",
+        items_per_step=config.training.per_step,
+    )
+
+
+def _plan_rank(config: RankStage, cores: int | None) -> RankPlan:
+    engines = _engine_role(config.rollout, config.cluster.device, cores)
+    roles = {"rollout": engines, "annotator": _function_role("annotator", config.annotator)}
+    return RankPlan(
+        roles=roles,
+        groups=_groups(roles),
+        prompts_per_wave=config.rollout.prompts_per_wave,
+        answers_per_prompt=config.rollout.responses_per_prompt,
+    )
+
+
+def made_by(config: Stage) -> str:
+    """The role whose work a stage's export is: in a supervised stage, who learns."""
+    return {"reward": "reward", "rank": "annotator"}.get(config.stage, "policy")
 
 
 def _ppo_roles(config: PPOStage, needs_reference: bool, cores: int | None) -> dict[str, RolePlan]:
@@ -120,8 +155,15 @@ def _ppo_roles(config: PPOStage, needs_reference: bool, cores: int | None) -> di
     if config.reward.model is not None:
         sections["reward"] = config.reward.model
     roles = {role: _model_role(role, section, config.cluster, cores) for role, section in sections.items()}
-    rollout, device = config.rollout, config.cluster.device
-    roles["rollout"] = RolePlan(
+    roles["rollout"] = _engine_role(config.rollout, config.cluster.device, cores)
+    for i, function in enumerate(config.reward.functions):
+        name = f"reward_function_{i}"
+        roles[name] = _function_role(name, function)
+    return roles
+
+
+def _engine_role(rollout: RolloutConfig, device: Device, cores: int | None) -> RolePlan:
+    return RolePlan(
         role="rollout",
         num_ranks=rollout.num_engines,
         gpus_per_rank=rollout.tensor_parallel if device == "cuda" else 0,
@@ -129,12 +171,10 @@ def _ppo_roles(config: PPOStage, needs_reference: bool, cores: int | None) -> di
         group=rollout.group or "rollout",
         device=device,
     )
-    for i, function in enumerate(config.reward.functions):
-        name = f"reward_function_{i}"
-        roles[name] = RolePlan(
-            role=name, num_ranks=function.num_workers, gpus_per_rank=0, threads=1, group=name, device="cpu"
-        )
-    return roles
+
+
+def _function_role(name: str, function: RewardFunctionConfig) -> RolePlan:
+    return RolePlan(role=name, num_ranks=function.num_workers, gpus_per_rank=0, threads=1, group=name, device="cpu")
 
 
 def _model_role(
@@ -207,8 +247,10 @@ def describe_plan(plan: Plan) -> RenderableType:
 
 def _arithmetic(plan: Plan) -> list[str]:
     total = f"GPUs {num_gpus(plan)}, placement groups {len(plan.groups)}"
-    if isinstance(plan, RewardPlan):
-        return [f"step: {plan.groups_per_step} ranked groups, 1 update", total]
+    if isinstance(plan, RankPlan):
+        return [f"step: {plan.prompts_per_wave} prompts x {plan.answers_per_prompt} answers, ranked", total]
+    if isinstance(plan, SupervisedPlan):
+        return [f"step: {plan.items_per_step} {plan.items}, 1 update", total]
     sizes = sorted({len(wave) for wave in plan.waves}, reverse=True)
     per_step, epochs = plan.trajectories_per_step, plan.updates_per_step * plan.trajectories_per_minibatch
     return [

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from actors.algorithms.kl_controller import AdaptiveKLController
 from configs.errors import Problem
+from configs.schema import Stage, SupervisedStage
 from configs.schema.engine import FrozenConfig, TrainerConfig
 from configs.schema.ppo import AdaptiveKLConfig, PPOStage
+from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
-from orchestrator.plan_records import Machine, Plan, PPOPlan, RewardPlan
+from configs.schema.supervised import DPOStage
+from orchestrator.plan_records import Machine, Plan, PPOPlan, RankPlan, SupervisedPlan
 
 Sections = dict[str, TrainerConfig | FrozenConfig]
 """Models of a stage, by the path of their section."""
@@ -37,20 +40,41 @@ def ppo_problems(config: PPOStage, plan: PPOPlan, machine: Machine | None) -> li
     ]
 
 
-def reward_problems(config: RewardStage, plan: RewardPlan, machine: Machine | None) -> list[Problem]:
-    """Everything that keeps stage `reward` from running on `machine`."""
-    num_ranks, budget = plan.roles["reward"].num_ranks, config.model.engine.micro_batch_tokens
+def supervised_problems(config: SupervisedStage, plan: SupervisedPlan, machine: Machine | None) -> list[Problem]:
+    """Everything that keeps a supervised stage from running on `machine`."""
+    num_ranks, budget, longest = (
+        plan.roles[plan.role].num_ranks,
+        config.model.engine.micro_batch_tokens,
+        config.data.max_tokens,
+    )
     problems = [
         *_machine(config, plan, machine),
         *_threads({"model": config.model}, _cores(config, machine)),
         *_device(config.cluster.device, {"model": config.model}),
     ]
-    if plan.groups_per_step < num_ranks:
-        allowed = f"at least {num_ranks}, one group for each rank (model.placement.num_ranks)"
-        problems.append(_problem("training.groups_per_step", plan.groups_per_step, allowed))
-    if budget < 2 * config.data.max_tokens:
-        allowed = f"at least {2 * config.data.max_tokens}, two answers of data.max_tokens: a group is compared within a micro-batch"
+    ranked = isinstance(config, RewardStage | DPOStage)
+    if plan.items_per_step < num_ranks:
+        key = "training.groups_per_step" if ranked else "training.sequences_per_step"
+        allowed = f"at least {num_ranks}, one for each rank (model.placement.num_ranks)"
+        problems.append(_problem(key, plan.items_per_step, allowed))
+    if ranked and budget < 2 * longest:
+        allowed = f"at least {2 * longest}, two answers of data.max_tokens: a group is compared within a micro-batch"
         problems.append(_problem("model.engine.micro_batch_tokens", budget, allowed))
+    if not ranked and budget < longest:
+        allowed = f"at least {longest}, the longest sequence (data.max_tokens)"
+        problems.append(_problem("model.engine.micro_batch_tokens", budget, allowed))
+    return problems
+
+
+def rank_problems(config: RankStage, plan: RankPlan, machine: Machine | None) -> list[Problem]:
+    """Everything that keeps stage `rank` from running on `machine`."""
+    rollout, cores = config.rollout, _cores(config, machine)
+    problems = [
+        *_machine(config, plan, machine),
+        *_too_many_threads("rollout.threads_per_engine", rollout.threads_per_engine, rollout.num_engines, cores),
+    ]
+    if config.cluster.device == "cpu" and rollout.tensor_parallel > 1:
+        problems.append(_problem("rollout.tensor_parallel", rollout.tensor_parallel, "1 with cluster.device cpu"))
     return problems
 
 
@@ -58,11 +82,11 @@ def _problem(key: str, got: object, allowed: str) -> Problem:
     return Problem(key=key, got=f"got {got}", allowed=allowed)
 
 
-def _cores(config: PPOStage | RewardStage, machine: Machine | None) -> int | None:
+def _cores(config: Stage, machine: Machine | None) -> int | None:
     return config.cluster.num_cpus or (machine.num_cpus if machine else None)
 
 
-def _machine(config: PPOStage | RewardStage, plan: Plan, machine: Machine | None) -> Iterator[Problem]:
+def _machine(config: Stage, plan: Plan, machine: Machine | None) -> Iterator[Problem]:
     if machine is None:
         return
     there = f"{machine.where} has {machine.num_cpus} CPU cores"
@@ -136,7 +160,10 @@ def _turns(config: PPOStage, plan: PPOPlan) -> Iterator[Problem]:
         engine = section.engine
         if engine.zero_stage == 1 and engine.dtype == "bf16":
             # DeepSpeed's optimizer for this pair has no way to move its states
-            yield _problem(f"{key}.engine.zero_stage", "1 with engine.dtype bf16", f"2 or 3: {where}")
+            yield _problem(f"{key}.engine.zero_stage", "1 with engine.dtype bf16", f"2: {where}")
+        if engine.zero_stage == 3:
+            # DeepSpeed moves a stage 3 optimizer only where it is its own FusedAdam
+            yield _problem(f"{key}.engine.zero_stage", 3, f"2, or a group of its own: {where}")
         if engine.offload_optimizer:
             yield _problem(f"{key}.engine.offload_optimizer", "true", f"false: {where}")
 

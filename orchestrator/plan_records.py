@@ -74,14 +74,29 @@ class PPOPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardPlan:
-    """Stage `reward`, worked out. How many steps it has is known when its data is loaded."""
+class SupervisedPlan:
+    """Stages `pretrain`, `sft`, `dpo` and `reward`, worked out. How many steps there are is known when the data is loaded."""
+
+    role: str
+    """The one that learns: `reward` in stage `reward`, else `policy`."""
+    roles: dict[str, RolePlan]
+    """That one."""
+    groups: dict[str, GroupPlan]
+    items: str
+    """What an item is, in words."""
+    items_per_step: int
+    """Items of one optimizer step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """Stage `rank`, worked out."""
 
     roles: dict[str, RolePlan]
-    """reward"""
+    """rollout, annotator"""
     groups: dict[str, GroupPlan]
-    groups_per_step: int
-    """Ranked groups of one optimizer step."""
+    prompts_per_wave: int
+    answers_per_prompt: int
 
 
-Plan = PPOPlan | RewardPlan
+Plan = PPOPlan | SupervisedPlan | RankPlan

@@ -24,6 +24,13 @@ DATA_FILE = "data.json"
 MODELS_FILE = "models.json"
 LOCK_FILE = "driver.lock"
 EXPORT_FOLDER = "export"
+RANKINGS_FILE = "rankings.jsonl"
+"""Within the export of stage `rank`."""
+
+
+def rankings_file(step: int) -> str:
+    """What stage `rank` made of a wave, under the run directory."""
+    return f"rankings/{step:08d}.jsonl"
 
 
 @contextmanager
@@ -124,10 +131,10 @@ def same_data(folder: Path, fingerprint: str, source: str) -> None:
 
 def same_models(folder: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
     """Notes of what shape the models were that a run was begun with, by key, and refuses others when it goes on: its checkpoints would
-    not fit them.
+    not fit them. Where the run promises bits, their weights are noted too: reference and reward model are read anew by every driver.
 
     Raises:
-        UserError: where a model has been replaced by one of another architecture.
+        UserError: where a model has been replaced by one of another architecture, or with other weights.
     """
     path = folder / MODELS_FILE
     begun_with = _begun_with(path, {key: dict(model) for key, model in models.items()})
@@ -136,6 +143,11 @@ def same_models(folder: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
             raise UserError(
                 f"{key} is not the model that this run was begun with: {path} and its config.json differ in {'; '.join(different)}. "
                 "Put the old model back, or start a new run"
+            )
+        if begun_with[key].get("weights") != model.get("weights"):
+            raise UserError(
+                f"{key} has other weights than the model that this run was begun with ({path}), and run.deterministic promises the same "
+                "bits. Put the old model back, or start a new run"
             )
 
 
@@ -215,6 +227,15 @@ def _make(folder: Path) -> list[Path]:
             f"run.dir: {folder} can't be written ({error.strerror}); allowed: a folder in which files can be made"
         ) from error
     return missing
+
+
+def require_writable(folder: Path) -> None:
+    """UserError where `folder` could not be made or written. Writes nothing."""
+    there = next(one for one in (folder, *folder.parents) if one.exists() or one.is_symlink())
+    if not there.is_dir():
+        raise UserError(f"run.dir: {there} is not a folder; allowed: a new or empty folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"run.dir: {there} can't be written; allowed: a folder in which files can be made")
 
 
 def _require_empty(folder: Path, path: str) -> None:

@@ -97,12 +97,14 @@ class WeightSync:
         return reports[0]
 
     def _answers(self, policy_version: int) -> list[Call]:
-        """Each engine's answers to the probe. They stay where they are: only references come here."""
-        return self.rollout.call_for_actors(Rollout.probe, policy_version, self.config.probe_tokens)
+        """Each engine's answers to the probe. They stay where they are: only references come here. An engine that fails is named."""
+        answers = self.rollout.call(Rollout.probe, policy_version, self.config.probe_tokens, two_results=True)
+        self._wait(answers)
+        return answers
 
     def _compare(self, answers: list[Call]) -> ProbeReport:
         """The gap between engines and policy; every rank of the policy computes all of it, so any rank's report will do."""
-        return self._wait(self.policy.call(Policy.probe, *(call.ref for call in answers)))[0]
+        return self._wait(self.policy.call(Policy.probe, *(call.big for call in answers)))[0]
 
     def _wait(self, calls: list[Call]) -> list[Any]:
         # the sync has its own, shorter timeout inside; this one is for ranks that no longer answer at all

@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from actors.errors import UserError
-from actors.preflight import check_ppo, check_reward
+from actors.preflight import check_ppo, check_supervised
 from configs.load import load_config
 from configs.schema.ppo import PPOStage
 from configs.schema.reward import RewardStage
 from orchestrator.cli import BAD_INPUT, FINE, main
-from orchestrator.jobs import resolve_models
+from orchestrator.jobs import resolve_references
 from orchestrator.run_dir import same_models
 from tests.tiny_models import make_tiny_causal_lm, make_tiny_scalar, make_tiny_tokenizer
 
@@ -213,7 +213,7 @@ def occupied(job: Job) -> list[str]:
 CASES: list[tuple[Callable[[Job], list[str]] | list[str], list[str]]] = [
     (["ppo.stepz=3"], ["ppo.stepz", "unknown key", "steps"]),
     (["ppo.steps=many"], ["ppo.steps", "'many'", "whole number"]),
-    (["rollout.temperature=-1"], ["rollout.temperature", "-1", "above 0"]),
+    (["rollout.temperature=-1"], ["rollout.temperature", "-1", "at least 0.01"]),
     (["cluster.device=cuda"], ["cluster.device", "no GPU"]),
     (["cluster.num_cpus=4096"], ["cluster.num_cpus", "4096", "cores"]),
     (["policy.placement.threads_per_rank=4096"], ["policy.placement.threads_per_rank", "4096"]),
@@ -337,7 +337,7 @@ def test_a_later_stage_is_checked_before_the_first_begins(
 
 def test_only_models_are_exports_of_stages(pipeline: Job) -> None:
     config = load_config(pipeline.config, ["stages.ppo.data.path=stage:judge"])
-    stage = resolve_models(config.stages["ppo"], Path("/runs/one"))  # type: ignore[union-attr]
+    stage = resolve_references(config.stages["ppo"], Path("/runs/one"))  # type: ignore[union-attr]
     assert isinstance(stage, PPOStage)
     assert stage.reward.model is not None
     assert stage.reward.model.model == "/runs/one/judge/export"
@@ -377,9 +377,9 @@ def test_what_is_left_out_of_ranked_answers_is_counted(job: Job) -> None:
     path = job.folder / "ranked.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"path": str(path), "format": "ranking", "max_tokens": 20, "overlong": "drop", "held_out_rows": 1}
-    facts = check_reward(
+    facts = check_supervised(
         RewardStage.model_validate(
             {"stage": "reward", "run": {"dir": "r"}, "data": data, "model": {"model": str(job.folder / "policy")}}
         )
     )
-    assert (facts.num_groups, facts.num_held_out, facts.num_dropped, facts.num_ties) == (1, 1, 2, 1)
+    assert (facts.num_train, facts.num_held_out, facts.num_dropped, facts.num_ties) == (1, 1, 2, 1)

@@ -1,4 +1,5 @@
-"""The whole service through its command line: a reward model from rankings, then PPO against it and a function, with everything on.
+"""The whole service through its command line: pretraining, fine-tuning, the model's own answers ranked, DPO on them, a reward model, then
+PPO against it and a function, with everything on.
 
 Real Ray, vLLM and DeepSpeed; tiny models. What the numbers must be is proved elsewhere (`tests/proof`); here the parts meet.
 """
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrator.ledger import Ledger, LedgerEntry
+from orchestrator.ledger import Ledger, LedgerEntry, SupervisedEntry
 from tests.tiny_models import make_tiny_causal_lm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +27,10 @@ FUNCTION = """
 def short(prompt, response, **columns):
     assert columns["kind"] == "colour"
     return -len(response.split()) / 10
+
+
+def good(prompt, response):
+    return response.split().count("good") - len(response.split()) / 100
 """
 
 
@@ -39,11 +45,50 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [{"prompt": p, "chosen": "yes it is good", "rejected": "no it is bad"} for p in prompts]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p, "kind": "colour"}) + "\n" for p in prompts))
+    documents = [{"text": f"{prompt} it is a {colour} one"} for prompt in prompts for colour in colours]
+    (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
+    chats = [
+        {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": f"it is {word}"}]}
+        for p in prompts
+        for word in ("good", "bad")
+    ]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
     one_group = {"group": "all"}
     config = {
         "stage": "pipeline",
         "run": {"dir": str(folder / "run"), "seed": 3, "checkpoint_every": 2},
         "stages": {
+            "pretrain": {
+                "stage": "pretrain",
+                "data": {"path": str(folder / "documents.jsonl"), "max_tokens": 32, "held_out_rows": 8},
+                "model": trained(str(folder / "model"), zero_stage=2, num_ranks=2),
+                "training": {"sequences_per_step": 16, "evaluate_every": 2, "export": "best"},
+            },
+            "sft": {
+                "stage": "sft",
+                "data": {"path": str(folder / "chats.jsonl"), "max_tokens": 32, "held_out_rows": 8},
+                "model": trained("stage:pretrain", zero_stage=0, num_ranks=1),
+                "training": {"sequences_per_step": 10},
+            },
+            "rank": {
+                "stage": "rank",
+                "data": {"path": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32},
+                "policy": {"model": "stage:sft"},
+                "rollout": {
+                    "num_engines": 2,
+                    "threads_per_engine": 1,
+                    "responses_per_prompt": 3,
+                    "max_response_tokens": 8,
+                    "prompts_per_wave": 5,
+                },
+                "annotator": {"function": "my_rewards:good", "num_workers": 2},
+            },
+            "dpo": {
+                "stage": "dpo",
+                "data": {"path": "stage:rank", "format": "ranking", "max_tokens": 32, "held_out_rows": 5},
+                "model": trained("stage:sft", zero_stage=3, num_ranks=2),
+                "training": {"groups_per_step": 6},
+            },
             "reward": {
                 "stage": "reward",
                 "data": {"path": str(folder / "pairs.jsonl"), "max_tokens": 64, "held_out_rows": 6},
@@ -105,6 +150,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def trained(model: str, *, zero_stage: int, num_ranks: int) -> dict[str, Any]:
+    return {
+        "model": model,
+        "engine": {"zero_stage": zero_stage, "micro_batch_tokens": 256},
+        "optimizer": {"lr": 2e-3},
+        "placement": {"num_ranks": num_ranks, "threads_per_rank": 1},
+    }
+
+
 def preceptor(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -113,21 +167,30 @@ def preceptor(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=840,
         check=False,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_terminal_tells_the_run(finished: Path) -> None:
     told = (finished / "stdout.txt").read_text()
-    for part in ("stage reward (1 of 2", "held out:", "stage ppo (2 of 2", "step 3/3", "reward", "KL", "tokens/s"):
+    for part in (
+        "stage pretrain (1 of 6",
+        "stage reward (5 of 6",
+        "held out:",
+        "stage ppo (6 of 6",
+        "step 3/3",
+        "reward",
+        "KL",
+        "tokens/s",
+    ):
         assert part in told, told
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_step_is_in_the_ledger_and_its_trajectories_on_disk(finished: Path) -> None:
     ledger = Ledger(finished / "run" / "ppo", LedgerEntry)
     assert ledger.last_step() == 3
@@ -155,7 +218,7 @@ def test_every_step_is_in_the_ledger_and_its_trajectories_on_disk(finished: Path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_export_is_a_model_that_moved(finished: Path) -> None:
     before = AutoModelForCausalLM.from_pretrained(finished / "model", dtype=torch.float32)
     after = AutoModelForCausalLM.from_pretrained(finished / "run" / "ppo" / "export", dtype=torch.float32)
@@ -165,11 +228,50 @@ def test_the_export_is_a_model_that_moved(finished: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_finished_run_is_not_run_again(finished: Path) -> None:
+    told = preceptor(finished, "lineage", "run/dpo/export")
+    for part in ("policy of stage dpo", "annotator of stage rank", "stage sft", "stage pretrain", "documents.jsonl"):
+        assert part in told.stdout, told.stdout + told.stderr
     again = preceptor(finished, "resume", "run")
     assert again.returncode == 0, again.stderr
     assert "finished" in again.stdout
     occupied = preceptor(finished, "run", "config.yaml")
     assert occupied.returncode == 2
     assert "run.dir" in occupied.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_models_own_answers_are_ranked_by_the_function(finished: Path) -> None:
+    lines = (finished / "run" / "rank" / "export" / "rankings.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["id"] for row in rows] == [str(number) for number in range(24)]
+    for row in rows:
+        numbers = [text.split().count("good") - len(text.split()) / 100 for text in row["responses"]]
+        assert row["scores"] == pytest.approx(numbers)
+        best = max(range(3), key=numbers.__getitem__)
+        assert row["ranks"][best] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_best_evaluation_is_exported(finished: Path) -> None:
+    run = finished / "run" / "pretrain"
+    ledger = Ledger(run, SupervisedEntry)
+    merits = {step: ledger.read(step).metrics.get("held_out/merit") for step in range(1, ledger.last_step() + 1)}
+    found = {step: merit for step, merit in merits.items() if merit is not None}
+    assert len(found) == 3, "every second step, and the last"
+    best = max(found, key=found.__getitem__)
+    assert json.loads((run / "export" / "lineage.json").read_text())["step"] == best
+    evaluation = json.loads((run / "export" / "preceptor_language.json").read_text())
+    assert -evaluation["loss"] == pytest.approx(found[best], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_dpo_moves_the_policy_towards_what_is_ranked_higher(finished: Path) -> None:
+    ledger = Ledger(finished / "run" / "dpo", SupervisedEntry)
+    last = ledger.read(ledger.last_step()).metrics
+    assert last["reward_gap"] > 0
+    assert (finished / "run" / "dpo" / "reference_logprobs.json").exists()

@@ -24,7 +24,7 @@ class Residence:
         """True if memory was moved.
 
         Raises:
-            UserError: for the two kinds of engine that DeepSpeed cannot move.
+            UserError: for the kinds of engine that DeepSpeed cannot move.
         """
         if self._device.type == "cpu" or self._on_host:
             return False
@@ -52,13 +52,11 @@ class Residence:
         return True
 
     def _check_movable(self) -> None:
-        if self._states is None and self._stage == 3:
-            raise UserError(
-                "a frozen model with engine.zero_stage 3 cannot leave its GPU; give it a group of its own, or zero_stage 0"
-            )
+        if self._stage == 3:
+            raise UserError("a model with engine.zero_stage 3 cannot leave its GPU; give it a group of its own")
         if self._states is not None and not self._states.movable:
             raise UserError(
-                "engine.zero_stage 1 with dtype bf16 cannot leave its GPU; take zero_stage 2 or 3, or a group of its own"
+                "engine.zero_stage 1 with dtype bf16 cannot leave its GPU; take zero_stage 2, or a group of its own"
             )
 
     def _move_replicated(self, device: torch.device) -> None:

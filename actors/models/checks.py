@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ ARCHITECTURE_KEYS = (
 )
 
 
-def resolve_folder(model: str) -> Path:
-    """The local folder of `model`; a name that is no folder is fetched from the Hugging Face hub into its cache.
+def resolve_folder(model: str, *, weights: bool = True) -> Path:
+    """The local folder of `model`; a name that is no folder is fetched from the Hugging Face hub into its cache, on wish without its
+    weights, which may take long.
 
     Raises:
         UserError: if it is neither.
@@ -45,8 +48,8 @@ def resolve_folder(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        patterns = ["*.json", "*.jinja", "*.model", "*.txt"]
+        return Path(snapshot_download(model, allow_patterns=[*patterns, "*.safetensors"] if weights else patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise UserError(f"model {model} is neither a local folder nor a model that the hub gives: {error}") from error
 
@@ -57,7 +60,7 @@ def read_model_config(model: str | Path) -> dict[str, Any]:
     Raises:
         UserError: if the folder has none, or it is not a JSON object.
     """
-    path = resolve_folder(str(model)) / "config.json"
+    path = resolve_folder(str(model), weights=False) / "config.json"
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
@@ -67,6 +70,21 @@ def read_model_config(model: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
     return config
+
+
+def weights_digest(model: str) -> str:
+    """sha256 over the model's weight files, names and bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(resolve_folder(model).glob("*.safetensors")):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def window(config: Mapping[str, Any]) -> int | None:
+    """Most tokens the model's positions reach to; None where its `config.json` does not say. `n_positions` is GPT-2's word."""
+    return config.get("max_position_embeddings", config.get("n_positions"))
 
 
 def architecture_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -71,7 +71,8 @@ def load_scalar(model: str, engine: EngineConfig, *, device: str, fresh_head_ok:
         torch.manual_seed(seed)
         auto_class = transformers.AutoModelForSequenceClassification
         loaded, missing = load_model(auto_class, folder, config, engine, device=device)
-    if not isinstance(loaded.score, nn.Linear) or loaded.score.bias is not None:
+    head = dict(loaded.named_children()).get("score")
+    if not isinstance(head, nn.Linear) or head.bias is not None:
         raise UserError(f"{model}: its score head is no linear layer without bias")
     if missing - {"score.weight"}:
         raise UserError(f"{model}: the checkpoint lacks {', '.join(sorted(missing)[:5])}")

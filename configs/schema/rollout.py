@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,8 +23,8 @@ class RolloutConfig(Section):
     """OMP_NUM_THREADS of an engine; the machine's cores divided by the engines where it is not given."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of generation."""
-    temperature: PositiveFloat = 1.0
-    """Logits are divided by it, here and in training."""
+    temperature: Annotated[float, Field(ge=0.01, allow_inf_nan=False, strict=True)] = 1.0
+    """Logits are divided by it, here and in training. vLLM would take a smaller one for 0.01."""
     responses_per_prompt: PositiveInt = 1
     """Answers sampled to each prompt."""
     max_response_tokens: PositiveInt = 128

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from actors.context import RankContext
-from actors.reward_trainer import HeldOutScores, RankingShard, RewardTrainer
-from actors.tasks import Busy
+from actors.reward_trainer import HeldOutScores, RewardTrainer
+from actors.supervised_trainer import SupervisedShard
 from configs.schema.reward import RewardStage
 
 WORDS = ("red", "blue", "green", "cat", "dog", "bird", "fish", "house", "tree", "moon")
@@ -60,13 +60,15 @@ def train(
     """Starts (from the checkpoint of step `take_up`, if any), trains to `num_steps`, saves each step, evaluates, exports."""
     role = RewardTrainer(context, config)
     started = role.start()
-    report = role.rankings()
+    report = role.items()
     if take_up:
         role.load(folders["load"])
     updates = []
     for step in range(take_up, num_steps):
         groups = [(16 * step + i) % report.num_train for i in range(16)]
-        shard = RankingShard(step=step + 1, micro_batches=shares(groups, context, size=size), num_groups=16, lr=3e-3)
+        shard = SupervisedShard(
+            step=step + 1, micro_batches=shares(groups, context, size=size), global_count=16, lr=3e-3
+        )
         updates.append(asdict(role.update(shard)))
     if "save" in folders:
         role.save(folders["save"])
@@ -91,4 +93,4 @@ def summarised(context: RankContext, config: RewardStage, parts: list[dict[str, 
     """What one rank makes of all ranks' held-out scores."""
     role = RewardTrainer(context, config)
     role.start()
-    return asdict(role.summarise([HeldOutScores(**{**part, "busy": Busy(**part["busy"])}) for part in parts]))
+    return asdict(role.summarise([HeldOutScores(**part) for part in parts]))

@@ -10,9 +10,9 @@ import torch
 
 from actors.algorithms.records import Experience, Trajectories
 from actors.data.stored import check_files, write_experience
-from actors.durable import make_folder, sync_tree
+from actors.durable import make_folder, sync_tree, write_whole
 from actors.engine.export import FolderWriter
-from orchestrator.ledger import create_only, write_whole
+from orchestrator.ledger import create_only
 
 Syncs = list[tuple[int, frozenset[str]]]
 

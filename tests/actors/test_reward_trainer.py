@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from actors.algorithms.losses import bradley_terry_loss, plackett_luce_loss
 from actors.data.rankings import Group, RankingDataset
 from actors.data.tokenizer import load_tokenizer
 from actors.errors import NotFinite, UserError
@@ -21,9 +23,10 @@ from actors.reward_trainer import (
     check_group_lengths,
     evaluation_of,
     load_reward_stats,
+    margins_of,
     ranks_of,
-    write_stats,
 )
+from actors.supervised_trainer import write_evaluation
 from tests.actors.engine.ranks import run_ranks
 from tests.actors.reward_training import ranked_rows, stage, summarised, train
 from tests.tiny_models import make_tiny_causal_lm
@@ -103,6 +106,8 @@ def test_ranks_do_not_change_the_update(
             assert one["minibatches"][0][name] + two["minibatches"][0][name] == pytest.approx(value, rel=1e-4)
     evaluation = run_ranks(summarised, 1, tmp_path, config, [second["part"], first["part"]])[0]
     assert evaluation.pop("data_fingerprint") == alone["evaluation"].pop("data_fingerprint")
+    found, expected = evaluation.pop("bins"), alone["evaluation"].pop("bins")
+    assert [one["count"] for one in found] == [one["count"] for one in expected]
     assert evaluation == pytest.approx(alone["evaluation"], rel=1e-3)
 
 
@@ -129,7 +134,7 @@ def test_the_export_scores_in_transformers_as_here(trained: tuple[dict[str, Any]
 def test_the_export_carries_its_evaluation(trained: tuple[dict[str, Any], Path]) -> None:
     result, folder = trained
     stats = load_reward_stats(str(folder / "export"))
-    assert stats == RewardEvaluation(**result["evaluation"])
+    assert stats == RewardEvaluation.from_json(result["evaluation"])
     scores = torch.tensor(result["part"]["scores"], dtype=torch.float64).flatten()
     assert (stats.mean, stats.std) == pytest.approx((float(scores.mean()), float(scores.std())))
     assert stats.data_fingerprint == result["report"]["data_fingerprint"]
@@ -140,11 +145,33 @@ def test_the_report_says_what_there_is(trained: tuple[dict[str, Any], Path], pai
     data = RankingDataset.load(stage("unused", pairs).data, load_tokenizer(str(folder / "export")))
     report = result["report"]
     assert list(report["lengths"]) == data.lengths
-    assert (report["num_train"], len(report["lengths"]), report["num_dropped"], report["num_ties"]) == (192, 216, 0, 0)
+    assert (report["num_train"], len(report["lengths"]), report["num_dropped"]) == (192, 216, 0)
     assert result["start"]["num_parameters"] > 0
 
 
 # Without a model
+
+
+def test_a_margin_is_what_the_better_answer_has_to_lead_by() -> None:
+    def pair(margin: float | None, ranks: tuple[int, int]) -> Group:
+        return Group(
+            sequences=([1], [1]),
+            answer_lengths=(1, 1),
+            ranks=ranks,
+            where="",
+            margin=margin,
+            annotator=None,
+            num_cut_tokens=0,
+        )
+
+    groups = [pair(0.5, (0, 1)), pair(None, (1, 0)), pair(2.0, (3, 1))]
+    assert margins_of(groups).tolist() == [0.5, 0.0, 0.0, 0.0, 0.0, 2.0]
+    scores = torch.tensor([1.0, 0.2, -0.3, 0.4, 0.0, 1.5])
+    ranks, cu_groups = ranks_of(groups)
+    ours, _ = plackett_luce_loss(scores - margins_of(groups), ranks, cu_groups, global_count=3)
+    better, worse = torch.tensor([1.0, 0.4, 1.5]), torch.tensor([0.2, -0.3, 0.0])
+    plain, _ = bradley_terry_loss(better, worse, global_count=3, margin=torch.tensor([0.5, 0.0, 2.0]))
+    assert float(ours) == pytest.approx(float(plain))
 
 
 def group(ranks: tuple[int, ...], lengths: tuple[int, ...]) -> Group:
@@ -162,6 +189,10 @@ def test_an_evaluation_by_hand() -> None:
     assert (found.num_groups, found.num_pairs, found.pair_accuracy) == (2, 2, 0.5)
     # said 0.75 twice and was right once; the other way round likewise
     assert found.ece == pytest.approx(0.25)
+    assert found.bins is not None
+    filled = {at: one for at, one in enumerate(found.bins) if one.count}
+    assert [(at, one.count, one.observed_frac) for at, one in filled.items()] == [(2, 2, 0.5), (7, 2, 0.5)]
+    assert [one.mean_prob for one in filled.values()] == pytest.approx([0.25, 0.75])
     assert found.mean == pytest.approx(math.log(3) / 2)
     assert found.std == pytest.approx(math.log(3) / 2 * math.sqrt(4 / 3))
     assert found.length_correlation == pytest.approx(1.0)
@@ -239,9 +270,31 @@ STATS = RewardEvaluation(
 
 
 def test_stats_come_back_as_written(tmp_path: Path) -> None:
-    write_stats(tmp_path, STATS)
+    write_evaluation(tmp_path / STATS_FILE, STATS)
     assert load_reward_stats(str(tmp_path)) == STATS
     assert [path.name for path in tmp_path.iterdir()] == [STATS_FILE]
+
+
+def test_bins_come_back_as_written(tmp_path: Path) -> None:
+    found = evaluate([group((0, 1), (4, 2)), group((0, 1), (2, 4))], [[2.0, 0.0], [0.0, 1.0]])
+    assert found.bins is not None
+    assert len(found.bins) == 10
+    write_evaluation(tmp_path / STATS_FILE, found)
+    assert load_reward_stats(str(tmp_path)) == found
+
+
+def test_an_evaluation_from_before_there_were_bins_is_read(tmp_path: Path) -> None:
+    stored = asdict(STATS)
+    del stored["bins"]
+    (tmp_path / STATS_FILE).write_text(json.dumps(stored))
+    assert load_reward_stats(str(tmp_path)) == STATS
+
+
+@pytest.mark.parametrize("bins", [3, [3], [{"count": 1}]])
+def test_bins_that_are_none_are_told(tmp_path: Path, bins: Any) -> None:
+    (tmp_path / STATS_FILE).write_text(json.dumps({**asdict(STATS), "bins": bins}))
+    with pytest.raises(UserError, match="bins are not those of an evaluation"):
+        load_reward_stats(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -261,6 +314,8 @@ def test_stats_that_are_none_are_told(tmp_path: Path, content: str | None, messa
 
 
 def test_a_model_without_spread_cannot_be_normalised(tmp_path: Path) -> None:
-    write_stats(tmp_path, RewardEvaluation(**{**{f: getattr(STATS, f) for f in STATS.__slots__}, "std": 0.0}))
+    write_evaluation(
+        tmp_path / STATS_FILE, RewardEvaluation(**{**{f: getattr(STATS, f) for f in STATS.__slots__}, "std": 0.0})
+    )
     with pytest.raises(UserError, match=r"std must be > 0, got 0\.0: this model gives every answer one score"):
         load_reward_stats(str(tmp_path))

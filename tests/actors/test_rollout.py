@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 import torch
+from transformers import AutoModelForCausalLM
 
 from actors.algorithms.records import Trajectories
 from actors.data.prompts import PromptRow
@@ -19,8 +21,9 @@ from actors.errors import UserError
 from actors.rollout import Rollout, engine_environment, make_trajectories, request_seed, summarise
 from actors.rollout_backend import Response
 from actors.tasks import Busy
+from actors.weight_sync.proof import probe_gap
 from actors.weight_sync.reports import check_probe
-from configs.schema.rollout import RolloutConfig
+from configs.schema.rollout import RolloutConfig, WeightSyncConfig
 from tests.actors.weight_sync.engine_parts import (
     TOLERANCE,
     VOCAB_SIZE,
@@ -164,7 +167,7 @@ def test_ends_and_truncation_agree_with_the_tokens(pair: Pair) -> None:
 @pytest.mark.slow
 def test_the_first_token_may_be_the_end_token(pair: Pair) -> None:
     """Nothing is masked before some least length: log-probabilities are of the whole vocabulary."""
-    made = pair.call(Rollout.probe, 0, 1)
+    made = pair.probe(0, 1)
     mask = made.loss_mask
     assert int(mask.sum()) == 4
     expected = plain_logprobs(pair.policy, made, pair.temperature)[mask]
@@ -193,7 +196,7 @@ def test_samples_follow_the_policys_distribution(pair: Pair) -> None:
 
 @pytest.mark.slow
 def test_the_probe_is_fixed_by_its_step(pair: Pair) -> None:
-    first, again, other = (pair.call(Rollout.probe, step, 8) for step in (5, 5, 6))
+    first, again, other = (pair.probe(step, 8) for step in (5, 5, 6))
     assert torch.equal(first.tokens, again.tokens)
     assert first.tokens.shape != other.tokens.shape or not torch.equal(first.tokens, other.tokens)
     assert len(first.ids) == 4
@@ -204,18 +207,29 @@ def test_the_probe_is_fixed_by_its_step(pair: Pair) -> None:
 def test_sleep_on_cpu_does_nothing_and_says_so(pair: Pair) -> None:
     assert pair.call(Rollout.sleep) is False
     assert pair.call(Rollout.wake) is False
-    check_probe(pair.gap(pair.call(Rollout.probe, 0, 4)), TOLERANCE)
+    check_probe(pair.gap(pair.probe(0, 4)), TOLERANCE)
 
 
 @pytest.mark.slow
-def test_a_prompt_and_answer_longer_than_the_model_are_refused(pair: Pair, tmp_path: object) -> None:
-    from pathlib import Path
-
-    from configs.schema.rollout import WeightSyncConfig
-
-    folder = Path(str(tmp_path))
+def test_a_prompt_and_answer_longer_than_the_model_are_refused(pair: Pair, tmp_path: Path) -> None:
+    folder = tmp_path
     model = make_tiny_causal_lm(folder / "model", tied=True)
-    config = rollout_config(max_response_tokens=213)  # 300 + 213 > 512
+    config = rollout_config(max_response_tokens=512)
     engine = ray.remote(Rollout).remote(context(folder), config, WeightSyncConfig(), prompt_file(folder), str(model))
-    with pytest.raises(UserError, match=r"is 513, but .* has 512 positions"):
+    with pytest.raises(UserError, match=r"the longest prompt .* make 5\d\d tokens, but .* has 512 positions"):
         ray.get(engine.start.remote(), timeout=60)
+
+
+@pytest.mark.slow
+def test_an_engine_with_a_models_own_weights_answers_as_the_model_does(pair: Pair, tmp_path: Path) -> None:
+    """As stage `rank` uses it: an exported model in vLLM gives the log-probabilities that it gives in transformers."""
+    model = make_tiny_causal_lm(tmp_path / "model", tied=False, vocab_size=VOCAB_SIZE, seed=3)
+    config = rollout_config(max_response_tokens=12, responses_per_prompt=3, temperature=1.3)
+    environment = {"env_vars": engine_environment(config, 1, "cpu")}
+    arguments = (context(tmp_path), config, None, prompt_file(tmp_path), str(model))
+    engine = ray.remote(Rollout).options(runtime_env=environment).remote(*arguments)
+    ray.get(engine.start.remote(), timeout=120)
+    made, _ = ray.get(engine.generate.remote(unit(0)), timeout=120)
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    check_probe(probe_gap(made, plain_logprobs(plain, made, 1.3)), TOLERANCE)
+    ray.kill(engine)

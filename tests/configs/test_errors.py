@@ -12,9 +12,9 @@ from tests.configs.small_files import PPO, lines, problems, write
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("rollout.temperature=-1", "rollout.temperature: got -1; allowed: a number above 0"),
-        ("rollout.temperature=.inf", "rollout.temperature: got inf; allowed: a finite number above 0"),
-        ("rollout.temperature='1'", "rollout.temperature: got '1'; allowed: a number above 0"),
+        ("rollout.temperature=-1", "rollout.temperature: got -1; allowed: a number of at least 0.01"),
+        ("rollout.temperature=.inf", "rollout.temperature: got inf; allowed: a finite number of at least 0.01"),
+        ("rollout.temperature='1'", "rollout.temperature: got '1'; allowed: a number of at least 0.01"),
         ("ppo.steps=true", "ppo.steps: got true; allowed: a whole number of at least 1"),
         ("ppo.steps=3.0", "ppo.steps: got 3.0; allowed: a whole number of at least 1"),
         ("ppo.steps=", "ppo.steps: got null; allowed: a whole number of at least 1"),
@@ -38,7 +38,7 @@ from tests.configs.small_files import PPO, lines, problems, write
             "reward.functions=[{function: f}]",
             r"reward.functions.0.function: got 'f'; allowed: text of the form ^[\w.]+:[\w.]+$",
         ),
-        ("stage=dpo", "stage: got 'dpo'; allowed: 'ppo', 'reward' or 'pipeline'"),
+        ("stage=grpo", "stage: got 'grpo'; allowed: 'pretrain', 'sft', 'dpo', 'reward', 'ppo', 'rank' or 'pipeline'"),
         ("policy.model=null", "policy.model: missing; allowed: a folder or hub name of a Hugging Face model"),
         (
             "policy.model=stage:a",
@@ -119,7 +119,9 @@ def test_every_missing_section_is_told_at_once(tmp_path: Path) -> None:
         "reward: missing; allowed: a section of keys",
         "ppo.steps: missing; allowed: a whole number of at least 1 (a.yaml line 2)",
     ]
-    assert problems(write(path, "run: {}\n")) == ["stage: missing; allowed: 'ppo', 'reward' or 'pipeline'"]
+    assert problems(write(path, "run: {}\n")) == [
+        "stage: missing; allowed: 'pretrain', 'sft', 'dpo', 'reward', 'ppo', 'rank' or 'pipeline'"
+    ]
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_one(ppo: Path) -> None:

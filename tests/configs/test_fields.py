@@ -29,9 +29,9 @@ def test_every_key_is_described_in_a_sentence(stage: str) -> None:
     [
         FieldRow(
             key="rollout.temperature",
-            type="a number above 0",
+            type="a number of at least 0.01",
             default="1.0",
-            description="Logits are divided by it, here and in training.",
+            description="Logits are divided by it, here and in training. vLLM would take a smaller one for 0.01.",
         ),
         FieldRow(
             key="ppo.dual_clip",
@@ -72,10 +72,10 @@ def test_a_place_is_the_path_that_a_user_writes() -> None:
 
 def test_the_json_schema_has_every_stage() -> None:
     schema = json.loads(schema_json())
-    assert set(schema["discriminator"]["mapping"]) == {"ppo", "reward", "pipeline"}
+    assert set(schema["discriminator"]["mapping"]) == {"pretrain", "sft", "rank", "reward", "dpo", "ppo", "pipeline"}
     temperature = schema["$defs"]["RolloutConfig"]["properties"]["temperature"]
-    assert temperature["exclusiveMinimum"] == 0
-    assert temperature["description"] == "Logits are divided by it, here and in training."
+    assert temperature["minimum"] == 0.01
+    assert temperature["description"].startswith("Logits are divided by it, here and in training.")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -212,24 +212,32 @@ def test_stages_take_run_and_cluster_from_the_pipeline(pipeline: Path, tmp_path:
         (
             "stages.tune.reward.model.model=stage:other",
             "stages.tune.reward.model.model: got 'stage:other'; "
-            "allowed: stage:NAME of an earlier stage of kind reward, which here is 'stage:judge'",
+            "allowed: stage:NAME of an earlier reward stage, which here is 'stage:judge'",
         ),
         (
             "stages.tune.policy.model=stage:judge",
-            "stages.tune.policy.model: got 'stage:judge'; allowed: stage:NAME of an earlier stage of kind ppo, and there is none here",
+            "stages.tune.policy.model: got 'stage:judge'; allowed: stage:NAME of an earlier pretrain, sft, dpo or ppo stage, "
+            "and there is none here",
         ),
         (
             "stages.judge.model.model=stage:tune",
-            "stages.judge.model.model: got 'stage:tune'; allowed: stage:NAME of an earlier stage, and there is none here",
+            "stages.judge.model.model: got 'stage:tune'; allowed: stage:NAME of an earlier pretrain, sft, dpo, ppo or reward stage, "
+            "and there is none here",
         ),
         ("stages.tune.ppo.steps=0", "stages.tune.ppo.steps: got 0; allowed: a whole number of at least 1"),
         (
             "stages.tune.rollout.temp=1",
             "stages.tune.rollout.temp: unknown key (did you mean 'temperature'?); allowed: ",
         ),
-        ("stages.tune.stage=sft", "stages.tune.stage: got 'sft'; allowed: 'ppo' or 'reward'"),
-        ("stages.tune=3", "stages.tune: got 3; allowed: a section with stage: ppo or reward"),
-        ("stages=[1]", "stages: got [1]; allowed: a section of names, each a section with stage: ppo or reward"),
+        (
+            "stages.tune.stage=grpo",
+            "stages.tune.stage: got 'grpo'; allowed: 'pretrain', 'sft', 'dpo', 'reward', 'ppo' or 'rank'",
+        ),
+        ("stages.tune=3", "stages.tune: got 3; allowed: a section with stage: pretrain, sft, dpo, reward, ppo or rank"),
+        (
+            "stages=[1]",
+            "stages: got [1]; allowed: a section of names, each a section with stage: pretrain, sft, dpo, reward, ppo or rank",
+        ),
     ],
 )
 def test_a_pipeline_is_checked_stage_by_stage(pipeline: Path, override: str, expected: str) -> None:

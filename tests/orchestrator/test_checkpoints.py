@@ -98,3 +98,13 @@ def test_one_newer_than_the_ledger_means_that_entries_were_removed(tmp_path: Pat
     write(checkpoints, 5)
     with pytest.raises(PreceptorError, match=r"later step than the ledger's last, 4"):
         checkpoints.newest(4, print)
+
+
+def test_a_spared_one_outlives_newer_ones(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2, 3, 4):
+        folder = checkpoints.prepare(step)
+        (folder / "policy").mkdir()
+        checkpoints.commit(step, {"policy": []}, {}, spare={2})
+    assert checkpoints.steps() == [2, 4], "the best, and the newest"
+    assert whole(checkpoints, 4) == (4, [])

@@ -9,10 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from actors.errors import RoleFailed, UserError
+from configs.load import schema_json
 from orchestrator import cli, jobs
+from orchestrator.cli import STAGES
 from orchestrator.progress import DRIVER_LOG
+from tests.tiny_models import make_tiny_causal_lm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +89,7 @@ def test_nothing_heavy_is_loaded_to_answer(command: str, config: Path) -> None:
     assert done.stderr == "0 []\n"
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "resume", "export", "schema"])
+@pytest.mark.parametrize("command", ["run", "plan", "resume", "export", "report", "schema"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = called(capsys, command, "--help")
     assert code == 0
@@ -149,7 +153,7 @@ def test_a_bad_config_is_one_message_and_code_2(config: Path, capsys: pytest.Cap
         2,
         "",
         f"preceptor: {config} is not a valid config:\n"
-        "  rollout.temperature: got -1; allowed: a number above 0 (override 'rollout.temperature=-1')\n",
+        "  rollout.temperature: got -1; allowed: a number of at least 0.01 (override 'rollout.temperature=-1')\n",
     )
 
 
@@ -172,7 +176,7 @@ def test_an_impossible_plan_is_one_message_and_code_2(config: Path, capsys: pyte
         (("resume", "a", "b=1"), "not understood: b=1"),
         (("export", "a", "b", "--role", "reward"), "invalid choice: 'reward'"),
         (("export", "a", "b", "--step", "x"), "invalid int value: 'x'"),
-        (("schema", "sft"), "invalid choice: 'sft'"),
+        (("schema", "grpo"), "invalid choice: 'grpo'"),
     ],
 )
 def test_a_wrong_command_line_is_code_2(
@@ -195,8 +199,16 @@ def test_only_a_run_is_said_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jobs, command[0], raising(KeyboardInterrupt()))
+    (tmp_path / "config.yaml").touch()  # a run has begun
     code, _, err = called(capsys, command[0], tmp_path, *command[1:])
     assert (code, err) == (130, f"preceptor: {said.replace('RUN', str(tmp_path))}\n")
+
+
+def test_what_never_began_is_not_said_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "resume", raising(KeyboardInterrupt()))
+    assert called(capsys, "resume", tmp_path)[2] == "preceptor: interrupted\n"
 
 
 @pytest.mark.parametrize("command", [("resume",), ("export", "out")])
@@ -268,6 +280,7 @@ def test_errors_of_a_run(
     log = tmp_path / "run" / DRIVER_LOG
     log.parent.mkdir(parents=True)
     log.write_text("before\n")
+    (tmp_path / "run" / "config.yaml").touch()
     said = said.replace("LOG", str(log)).replace("RUN", str(tmp_path / "run"))
     assert called(capsys, "run", config) == (code, "", f"preceptor: {said}\n")
     # the log has the stack trace where the message points to it, and keeps what was there
@@ -288,3 +301,25 @@ def test_without_a_run_directory_no_log_is_made(
         "preceptor: unexpected error: ZeroDivisionError: x; --debug shows the stack trace\n"
     )
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_the_command_line_knows_every_stage_of_the_schema() -> None:
+    mapping = json.loads(schema_json())["discriminator"]["mapping"]
+    assert set(STAGES) == set(mapping)
+
+
+def test_data_inspect_shows_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tiny_causal_lm(tmp_path / "model", tied=True)
+    row = {"messages": [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "yes it is"}]}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    config = {
+        "stage": "sft",
+        "run": {"dir": "unused"},
+        "data": {"path": str(tmp_path / "chats.jsonl"), "held_out_rows": 1},
+        "model": {"model": str(tmp_path / "model")},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    code, out, err = called(capsys, "data", "inspect", tmp_path / "c.yaml", "--rows", "1")
+    assert (code, err) == (0, "")
+    assert "«yes it is <eos>»" in " ".join(out.split())

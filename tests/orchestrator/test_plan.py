@@ -8,9 +8,9 @@ from rich.console import Console
 
 from orchestrator.plan import (
     GroupPlan,
-    PPOPlan,
-    RewardPlan,
+    Plan,
     RolePlan,
+    SupervisedPlan,
     describe_plan,
     logical_cpus,
     make_plan,
@@ -149,14 +149,14 @@ def test_engines_that_share_with_another_role_than_the_policy_take_turns_and_syn
 # --------------------------------------------------------------------------------------------------- a reward model, words
 def test_the_plan_of_a_reward_model() -> None:
     plan = make_plan(reward_stage("model.placement.num_ranks=2", "training.groups_per_step=8"), LAPTOP)
-    assert isinstance(plan, RewardPlan)
+    assert isinstance(plan, SupervisedPlan)
     assert plan.roles == {
         "reward": RolePlan(role="reward", num_ranks=2, gpus_per_rank=0, threads=4, group="reward", device="cpu")
     }
-    assert plan.groups_per_step == 8
+    assert (plan.role, plan.items, plan.items_per_step) == ("reward", "ranked groups", 8)
 
 
-def shown(plan: PPOPlan | RewardPlan) -> list[str]:
+def shown(plan: Plan) -> list[str]:
     console = Console(width=160, file=io.StringIO())
     console.print(describe_plan(plan))
     assert isinstance(console.file, io.StringIO)

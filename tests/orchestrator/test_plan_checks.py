@@ -69,7 +69,13 @@ SMALL = Machine(num_cpus=8, num_gpus=4, where="this machine")
         (
             [*everything_on("a", 1), "policy.engine.zero_stage=1", "policy.engine.dtype=bf16"],
             NODE,
-            "policy.engine.zero_stage: got 1 with engine.dtype bf16; allowed: 2 or 3: the engines share the GPUs of group 'a', "
+            "policy.engine.zero_stage: got 1 with engine.dtype bf16; allowed: 2: the engines share the GPUs of group 'a', "
+            "and this model's memory leaves its GPU in their turn",
+        ),
+        (
+            [*everything_on("a", 1), "critic.engine.zero_stage=3"],
+            NODE,
+            "critic.engine.zero_stage: got 3; allowed: 2, or a group of its own: the engines share the GPUs of group 'a', "
             "and this model's memory leaves its GPU in their turn",
         ),
         (
@@ -203,7 +209,7 @@ def test_more_ranks_than_cores_share_them_one_thread_each() -> None:
     [
         (
             ["model.placement.num_ranks=4", "training.groups_per_step=3"],
-            "training.groups_per_step: got 3; allowed: at least 4, one group for each rank (model.placement.num_ranks)",
+            "training.groups_per_step: got 3; allowed: at least 4, one for each rank (model.placement.num_ranks)",
         ),
         (
             ["model.engine.micro_batch_tokens=2047"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,8 +13,8 @@ import pytest
 
 from actors.errors import PreceptorError, UserError
 from configs.errors import ConfigError
-from orchestrator.ledger import Ledger, SupervisedEntry
-from orchestrator.run_dir import existing_run, locked, new_run, same_data, same_models, same_plan
+from orchestrator.ledger import Ledger, SupervisedEntry, create_only
+from orchestrator.run_dir import existing_run, locked, new_run, require_writable, same_data, same_models, same_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,6 +172,34 @@ def test_a_run_goes_on_with_the_data_it_was_begun_with(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("[]")
     with pytest.raises(UserError, match="is damaged"):
         same_data(tmp_path, "a" * 64, "data.path prompts.jsonl")
+
+
+def test_a_dry_run_knows_a_folder_that_could_not_be_made(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"run\.dir: .*file is not a folder"):
+        require_writable(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match=r"run\.dir: /proc can't be written|run\.dir: /proc"):
+        require_writable(Path("/proc/version/run"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"], "nothing was written"
+
+
+def test_a_run_goes_on_only_with_the_weights_it_was_begun_with(tmp_path: Path) -> None:
+    models = {"reward.model.model": {"hidden_size": 64, "weights": "a"}}
+    same_models(tmp_path, models)
+    same_models(tmp_path, models)
+    with pytest.raises(UserError, match=r"reward\.model\.model has other weights than the model"):
+        same_models(tmp_path, {"reward.model.model": {"hidden_size": 64, "weights": "b"}})
+
+
+def test_a_file_system_without_hard_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(_source: object, _target: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(UserError, match="has no hard links"):
+        create_only(tmp_path / "a.json", b"{}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_goes_on_with_models_of_the_shape_it_was_begun_with(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from actors.errors import UserError
-from actors.reward_trainer import DATA_FINGERPRINT
+from actors.reward_worker import ROWS_FINGERPRINT
 from actors.rollout import RolloutReport
+from actors.supervised_trainer import DATA_FINGERPRINT
 from actors.tasks import RoleReport
 from orchestrator.launch import Launched
 from orchestrator.stages import same_rows
@@ -43,6 +44,13 @@ def test_an_engine_with_other_prompts_is_named(launched: Launched) -> None:
     launched.reports = {"rollout": [engine("a" * 64), engine("b" * 64)]}
     with pytest.raises(UserError, match=r"data\.path: rollout rank 1 read other data from 'p\.jsonl'"):
         same_rows(launched, "a" * 64, "p.jsonl")
+
+
+def test_a_reward_worker_with_other_rows_is_named(launched: Launched) -> None:
+    launched.reports = {"reward_function_0": [rank(0, **{ROWS_FINGERPRINT: "c" * 64})]}
+    same_rows(launched, "a" * 64, "p.jsonl", rows_fingerprint="c" * 64)
+    with pytest.raises(UserError, match="reward_function_0 rank 0 read other data"):
+        same_rows(launched, "a" * 64, "p.jsonl", rows_fingerprint="d" * 64)
 
 
 def test_a_reward_trainer_with_other_rankings_is_named(launched: Launched) -> None:

@@ -80,6 +80,36 @@ def test_a_pipeline_goes_on_where_it_was_broken_off(project: Path, reference: Pa
     assert evaluation(run_dir / "judge") == evaluation(reference)
 
 
+def test_ranking_goes_on_where_it_was_broken_off(project: Path) -> None:
+    small = {key: ppo_config()[key] for key in ("run", "cluster", "data")}
+    rollout = {"responses_per_prompt": 3, "max_response_tokens": 6, "prompts_per_wave": 1, "threads_per_engine": 1}
+    config = {
+        "stage": "rank",
+        **small,
+        "policy": {"model": "model"},
+        "rollout": rollout,
+        "annotator": {"function": "slow:pays"},
+    }
+    # slow enough to be broken off between two of its six waves
+    (project / "slow.py").write_text(
+        "import time\nfrom paying import pays as right_away\n\n\n"
+        "def pays(prompt, response):\n    time.sleep(0.3)\n    return right_away(prompt, response)\n"
+    )
+    undisturbed, run_dir = project / "ranked", project / "ranked-twice"
+    with started(project, undisturbed, config) as driver:
+        finish(driver)
+    with started(project, run_dir, config) as driver:
+        driver.committed(2)
+        os.killpg(driver.process.pid, signal.SIGINT)
+        assert driver.ended(timeout_s=START_S) == 130, driver.output
+        driver.nothing_left(timeout_s=1.0)
+    assert 2 <= steps_committed(run_dir) < 6
+    with resumed(project, run_dir) as driver:
+        finish(driver)
+    rankings = "export/rankings.jsonl"
+    assert (run_dir / rankings).read_bytes() == (undisturbed / rankings).read_bytes()
+
+
 def test_a_second_driver_is_fenced_at_its_first_commit(project: Path, reference: Path) -> None:
     """Where the file system has no locks: here the lock is taken away."""
     run_dir = project / "twice"

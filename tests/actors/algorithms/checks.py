@@ -379,6 +379,12 @@ def check_calibration(module: Any) -> None:
     prob = torch.tensor([0.1, 0.3, 0.5, 0.9, 1.0], dtype=F64)
     outcome = torch.tensor([0, 1, 0, 0, 1])
     same(module.expected_calibration_error(prob, outcome, num_bins=2), 0.3 * 2 / 5 + (2.4 - 1) / 5)
+    bins = module.calibration_bins(prob, outcome, num_bins=4)
+    assert [one.count for one in bins] == [1, 1, 1, 2]
+    same(torch.tensor([one.mean_prob for one in bins], dtype=F64), [0.1, 0.3, 0.5, 0.95])
+    assert [one.observed_frac for one in bins] == [0, 1, 0, 0.5]
+    empty = module.calibration_bins(prob[:1], outcome[:1], num_bins=2)[1]
+    assert (empty.count, empty.mean_prob, empty.observed_frac) == (0, None, None)
     # Deviations -1 0 1 and -2 1 1 give 3 / sqrt(2 * 6).
     same(module.pearson_correlation(torch.tensor([1.0, 2, 3]), torch.tensor([0.0, 3, 3])), 3 / math.sqrt(12))
 

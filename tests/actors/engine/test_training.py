@@ -196,7 +196,6 @@ def frozen_answers(context: RankContext, task: Task) -> dict[str, Any]:
         "digest": engine.digest(),
         "names": [name for name, _ in engine.iter_full_parameters()],
         "moved": (engine.offload(), engine.onload()),
-        "peak": engine.peak_memory_bytes(),
     }
 
 
@@ -211,7 +210,6 @@ def test_frozen_engine_replicated_and_sharded_agree(dtype: str, models: dict[boo
         assert sharded["digest"] == replicated["digest"]
         assert sharded["names"] == replicated["names"]
         assert sharded["moved"] == (False, False)
-        assert sharded["peak"] > 10_000_000
 
 
 def start_frozen(context: RankContext, task: Task) -> str:

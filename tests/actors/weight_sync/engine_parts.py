@@ -94,6 +94,11 @@ class Pair:
     def call(self, method: Callable[..., Any], *args: Any) -> Any:
         return ray.get(getattr(self.engine, method.__name__).remote(*args), timeout=WAIT_S)
 
+    def probe(self, version: int, num_tokens: int) -> Trajectories:
+        """The engine's answers to the probe."""
+        answers, _ = self.call(Rollout.probe, version, num_tokens)
+        return answers
+
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Runs `function(rollout, ...)` in the engine's process."""
         return self.call(OpenRollout.run, function, *args)

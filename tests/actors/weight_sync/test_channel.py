@@ -127,7 +127,8 @@ def by_gloo(engines: list[Any], workers_per_engine: int = 1) -> NcclChannel:
 def test_every_engine_gets_every_tensor(started: list[Any], mechanism: str) -> None:
     engines, named = collectors(started, "", ""), weights()
     one = sender(30)
-    one.connect_by(CpuChannel(Engines(engines)) if mechanism == "cpu" else by_gloo(engines))
+    channel = CpuChannel(Engines(engines)) if mechanism == "cpu" else by_gloo(engines)
+    one.connect_by(channel)
     report = one.send(iter(named), 3)
     assert report is not None
     assert (report.policy_version, report.num_tensors, report.num_bytes, report.num_buckets) == (3, 7, 7 << 19, 4)
@@ -136,7 +137,7 @@ def test_every_engine_gets_every_tensor(started: list[Any], mechanism: str) -> N
     received = ray.get([engine.received.remote() for engine in engines], timeout=30)
     assert [checksums for _, checksums in received] == [expected, expected]
     assert [rank for rank, _ in received] == ([-1, -1] if mechanism == "cpu" else [1, 2])
-    one.close()
+    channel.close()
 
 
 @pytest.mark.parametrize("mechanism", ["cpu", "gloo"])
@@ -152,7 +153,8 @@ def test_every_engine_gets_every_tensor(started: list[Any], mechanism: str) -> N
 def test_a_faulty_engine_is_named_in_time(started: list[Any], mechanism: str, fault: str, message: str) -> None:
     engines = collectors(started, "", fault)
     one = sender(30)
-    one.connect_by(CpuChannel(Engines(engines)) if mechanism == "cpu" else by_gloo(engines))
+    channel = CpuChannel(Engines(engines)) if mechanism == "cpu" else by_gloo(engines)
+    one.connect_by(channel)
     one._config = one._config.model_copy(update={"timeout_s": 2.0 if fault == "silent" else 30.0})
     if fault == "dies":
         started[1] = new_collector()
@@ -161,7 +163,7 @@ def test_a_faulty_engine_is_named_in_time(started: list[Any], mechanism: str, fa
         one.send(named, 5)
     assert time.monotonic() - start < 20
     assert list(named) == [], "the rest is iterated, for the sake of the other ranks' collectives"
-    one.close()
+    channel.close()
     assert time.monotonic() - start < 25, "no broadcast that will never end is waited for"
     let_go(started)
 

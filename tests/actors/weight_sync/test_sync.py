@@ -77,7 +77,7 @@ def test_after_each_of_several_syncs_the_engine_answers_with_the_policys_weights
         assert sent.num_buckets > 1, "the test is to cross a bucket's border"
         trajectories, summary = pair.call(Rollout.generate, unit(pair.version))
         check_probe(pair.gap(trajectories), TOLERANCE)
-        check_probe(pair.gap(pair.call(Rollout.probe, 0, 16)), TOLERANCE)
+        check_probe(pair.gap(pair.probe(0, 16)), TOLERANCE)
         assert sum(summary.num_loss_tokens) > 30
         assert before is pair.policy
 
@@ -90,7 +90,7 @@ def test_drill(pair: Pair) -> None:
         for _, parameter in pair.policy.named_parameters():
             parameter.mul_(0.5)
     pair.sync()
-    probe = pair.call(Rollout.probe, 0, 16)
+    probe = pair.probe(0, 16)
     with_perturbed = pair.gap(probe)
     with torch.no_grad():
         for _, parameter in pair.policy.named_parameters():
@@ -100,7 +100,7 @@ def test_drill(pair: Pair) -> None:
     assert with_real.max_gap_scaled > 1000 * TOLERANCE
     assert all(torch.equal(real[name], tensor) for name, tensor in pair.named())
     pair.sync()
-    check_probe(pair.gap(pair.call(Rollout.probe, 0, 16)), TOLERANCE)
+    check_probe(pair.gap(pair.probe(0, 16)), TOLERANCE)
 
 
 def test_by_broadcast_the_engine_gets_the_same_weights(tied: Pair) -> None:
@@ -111,11 +111,11 @@ def test_by_broadcast_the_engine_gets_the_same_weights(tied: Pair) -> None:
         tied.scramble()
         sent = tied.sync()
         assert sent.num_buckets > 1
-        check_probe(tied.gap(tied.call(Rollout.probe, 0, 16)), TOLERANCE)
+        check_probe(tied.gap(tied.probe(0, 16)), TOLERANCE)
     tied.sender.connect([tied.engine], "cpu")
     tied.scramble()
     tied.sync()
-    check_probe(tied.gap(tied.call(Rollout.probe, 0, 16)), TOLERANCE)
+    check_probe(tied.gap(tied.probe(0, 16)), TOLERANCE)
 
 
 # ---- wrong, and caught
@@ -124,7 +124,7 @@ def test_by_broadcast_the_engine_gets_the_same_weights(tied: Pair) -> None:
 def test_an_engine_that_was_never_synced_does_not_answer(cluster: None, tied: Pair) -> None:
     state = tied.run(_swap_state, "unsynced")
     with pytest.raises(SyncFailed, match="answers only after a whole weight sync"):
-        tied.call(Rollout.probe, 0, 4)
+        tied.probe(0, 4)
     tied.run(_swap_state, state)
 
 
@@ -210,7 +210,7 @@ def test_a_channel_that_harms_a_bucket_is_caught(untied: Pair, channel: type[Cpu
     with pytest.raises(SyncFailed, match=message):
         untied.sync()
     with pytest.raises(SyncFailed, match="'broken'"):
-        untied.call(Rollout.probe, 0, 4)
+        untied.probe(0, 4)
     with pytest.raises(SyncFailed, match="of no more use"):
         untied.sender.connect([untied.engine], "cpu")
     untied.heal()
@@ -222,13 +222,13 @@ def test_an_old_tied_head_is_caught_by_the_probe(tied: Pair) -> None:
     tied.run(_patch, "actors.weight_sync.worker", "refresh_followers", "do_nothing")
     sent = tied.sync()
     assert sent.policy_version == tied.version
-    report = tied.gap(tied.call(Rollout.probe, 0, 16))
+    report = tied.gap(tied.probe(0, 16))
     assert report.max_gap_scaled > 0.1
     with pytest.raises(SyncFailed, match="disagree on the probe"):
         check_probe(report, TOLERANCE)
     tied.run(_unpatch, "actors.weight_sync.worker", "refresh_followers")
     tied.sync()
-    check_probe(tied.gap(tied.call(Rollout.probe, 0, 16)), TOLERANCE)
+    check_probe(tied.gap(tied.probe(0, 16)), TOLERANCE)
 
 
 def test_a_prefix_cache_that_is_not_reset_is_caught(tied: Pair) -> None:
@@ -252,14 +252,14 @@ def test_a_prefix_cache_that_refuses_the_reset_is_caught(tied: Pair) -> None:
 def test_raw_log_probabilities_are_caught_by_the_probe(tied: Pair) -> None:
     """vLLM's default reports log-probabilities before the temperature; at 0.7 they are not those sampled from."""
     tied.run(_set_logprobs_mode, "raw_logprobs")
-    report = tied.gap(tied.call(Rollout.probe, 0, 16))
+    report = tied.gap(tied.probe(0, 16))
     with pytest.raises(SyncFailed, match="disagree on the probe"):
         check_probe(report, TOLERANCE)
-    trajectories = tied.call(Rollout.probe, 0, 16)
+    trajectories = tied.probe(0, 16)
     raw = probe_gap(trajectories, plain_logprobs(tied.policy, trajectories, 1.0))
     assert raw.max_gap_scaled < TOLERANCE, "the patched engine does report raw ones"
     tied.run(_set_logprobs_mode, "processed_logprobs")
-    check_probe(tied.gap(tied.call(Rollout.probe, 0, 16)), TOLERANCE)
+    check_probe(tied.gap(tied.probe(0, 16)), TOLERANCE)
 
 
 def test_an_answer_in_the_middle_of_a_sync_breaks_the_engine(untied: Pair) -> None:

@@ -1,0 +1,119 @@
+"""`preceptor chat`: talk with a model in the terminal. One engine in this process, no Ray."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from actors.context import RankContext
+from actors.errors import UserError
+from configs.schema.rollout import RolloutConfig
+from orchestrator.machine import local_cores
+from orchestrator.plan_records import Device
+from orchestrator.progress import quiet_process
+from orchestrator.run_dir import CONFIG_FILE, EXPORT_FOLDER
+
+if TYPE_CHECKING:
+    from actors.chat import Conversation
+
+HELP = "/reset forgets the conversation, /quit or Ctrl-D ends; Ctrl-C breaks an answer off"
+
+
+def model_of(checkpoint: str) -> str:
+    """The model that CHECKPOINT names: a Hugging Face folder or hub name, or a run directory with an export.
+
+    Raises:
+        UserError: for a run directory without one.
+    """
+    folder = Path(checkpoint)
+    if (folder / "config.json").exists() or not (folder / CONFIG_FILE).exists():
+        return checkpoint
+    if not (folder / EXPORT_FOLDER / "config.json").exists():
+        raise UserError(
+            f"CHECKPOINT: {checkpoint!r} is a run directory without an exported model; allowed: a finished run, an export's folder, or "
+            "a Hugging Face model. `preceptor export` writes one from a checkpoint"
+        )
+    return str(folder / EXPORT_FOLDER)
+
+
+def chat(
+    checkpoint: str, rollout: RolloutConfig, *, device: Device, seed: int, system: str | None, max_model_len: int
+) -> None:
+    """Talks until the input ends. Answers stream to stdout; what libraries say goes to a log that is shown only where the start fails."""
+    from actors.rollout import engine_environment
+
+    model = model_of(checkpoint)
+    os.environ.update(engine_environment(rollout, local_cores(), device))
+    with tempfile.TemporaryDirectory(prefix="preceptor-chat-") as folder, os.fdopen(os.dup(1), "w") as out:
+        out.write(f"loading {model} ...\n")
+        out.flush()
+        with quiet_process(Path(folder) / "chat.log"):
+            from actors.chat import Conversation
+
+            context = RankContext(
+                role="rollout",
+                rank=0,
+                world_size=1,
+                device=device,
+                threads=local_cores(),
+                seed=seed,
+                deterministic=False,
+                collective_timeout_s=60.0,
+                run_dir=folder,
+            )
+            conversation = Conversation(model, rollout, context, max_model_len=max_model_len)
+            talk(conversation, sys.stdin, out, system=system)
+
+
+def talk(conversation: Conversation, lines: IO[str], out: IO[str], *, system: str | None) -> None:
+    """The conversation itself, line by line."""
+
+    def begin() -> None:
+        conversation.messages[:] = [{"role": "system", "content": system}] if system else []
+
+    def show(text: str) -> None:
+        out.write(text)
+        out.flush()
+
+    begin()
+    show(f"{HELP}\n")
+    while (line := _line(lines, show)) is not None:
+        if line == "/quit":
+            break
+        if line == "/reset":
+            begin()
+            show("forgotten\n")
+        elif line:
+            _answer(conversation, line, show)
+    show("\n")
+
+
+def _line(lines: IO[str], show: Callable[[str], None]) -> str | None:
+    """The next line; None at the end of the input, or for Ctrl-C."""
+    show("you: ")
+    try:
+        line = lines.readline()
+    except KeyboardInterrupt:
+        return None
+    return line.strip() if line else None
+
+
+def _answer(conversation: Conversation, line: str, show: Callable[[str], None]) -> None:
+    pieces: Generator[str, None, None] = conversation.answer(line)
+    show("model: ")
+    try:
+        with closing(pieces):
+            for piece in pieces:
+                show(piece)
+    except KeyboardInterrupt:
+        show(" (broken off)")
+    except UserError as error:
+        show(f"({error})")
+    show("\n")
+    if conversation.forgotten:
+        show(f"(the window is full: the oldest {conversation.forgotten} messages are forgotten)\n")
