@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from statistics import median
 
 from actors.reward_trainer import RewardEvaluation
 from benchmarks.table import Cell, Table
 from configs.schema.ppo import PPOStage
 from orchestrator.ledger import LedgerEntry, SupervisedEntry
+from orchestrator.report.phases import PHASES, step_seconds
 
-PHASES = ("generate", "score", "experience", "update", "sync", "digest")
 MEMORY = "peak_memory_bytes/"
 BUSY = "busy_s/"
 MIB = 2**20
@@ -28,12 +27,6 @@ def tokens_by_phase(entry: LedgerEntry, epochs: int) -> dict[str, int]:
     written = sum(sum(wave.num_loss_tokens) for wave in entry.waves)
     whole = sum(sum(wave.lengths) for wave in entry.waves)
     return {"generate": written, "score": whole, "experience": whole, "update": whole * epochs}
-
-
-def step_seconds(entries: Sequence[LedgerEntry]) -> list[float]:
-    """From the first engine's start in a step to that in the next: of all steps but the last."""
-    starts = [min(wave.busy.started for wave in entry.waves) for entry in entries]
-    return [after - before for before, after in pairwise(starts)]
 
 
 def phase_table(entries: Sequence[LedgerEntry], config: PPOStage) -> Table:
@@ -123,7 +116,7 @@ def steps_table(entries: Sequence[LedgerEntry]) -> Table:
             (
                 entry.step,
                 m["score"],
-                m["kl"],
+                m.get("kl"),  # without a reference there is none
                 m["logprob_gap"],
                 m["policy/entropy"] if updated else None,
                 m["policy/clip_frac"] if updated else None,

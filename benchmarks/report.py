@@ -28,9 +28,8 @@ from benchmarks.ledger_tables import (
 from benchmarks.table import Table
 from configs.errors import ConfigError
 from configs.load import load_config
-from configs.schema import Pipeline
+from configs.schema import Pipeline, Stage
 from configs.schema.ppo import PPOStage
-from configs.schema.reward import RewardStage
 from orchestrator.ledger import Ledger, LedgerEntry, SupervisedEntry
 from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, EXPORT_FOLDER, PLAN_FILE
 
@@ -56,12 +55,12 @@ def tables_of(run_dir: Path) -> dict[str, list[Table]]:
     return found
 
 
-def _stage_tables(folder: Path, stage: PPOStage | RewardStage) -> list[Table]:
+def _stage_tables(folder: Path, stage: Stage) -> list[Table]:
     if isinstance(stage, PPOStage):
         ppo = Ledger(folder, LedgerEntry)
         return _ppo_tables([ppo.read(step) for step in range(1, ppo.last_step() + 1)], folder, stage)
     supervised = Ledger(folder, SupervisedEntry)
-    return _reward_tables([supervised.read(step) for step in range(1, supervised.last_step() + 1)], folder)
+    return _supervised_tables([supervised.read(step) for step in range(1, supervised.last_step() + 1)], folder)
 
 
 def _ppo_tables(entries: Sequence[LedgerEntry], folder: Path, config: PPOStage) -> list[Table]:
@@ -72,7 +71,7 @@ def _ppo_tables(entries: Sequence[LedgerEntry], folder: Path, config: PPOStage) 
     return [table for table in tables if table is not None]
 
 
-def _reward_tables(entries: Sequence[SupervisedEntry], folder: Path) -> list[Table]:
+def _supervised_tables(entries: Sequence[SupervisedEntry], folder: Path) -> list[Table]:
     if not entries:
         return []
     tables = [plan_table(folder), supervised_table(entries)]

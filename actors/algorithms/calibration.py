@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from actors.algorithms.calibration_bin import CalibrationBin
+
 
 def pair_accuracy(chosen: Tensor, rejected: Tensor) -> float:
     """Share of pairs whose chosen answer has the higher score; equal scores count half. `chosen`, `rejected`: [N], N >= 1.
@@ -24,6 +26,19 @@ def pair_accuracy(chosen: Tensor, rejected: Tensor) -> float:
 
 def expected_calibration_error(prob: Tensor, outcome: Tensor, *, num_bins: int) -> float:
     """Mean over bins of |mean probability - frequency of the outcome|, weighted by the bins' sizes (Naeini et al. 2015; Guo et al. 2017).
+
+    Arguments and errors are those of `calibration_bins`.
+    """
+    gaps = [
+        one.count * abs(one.mean_prob - one.observed_frac)
+        for one in calibration_bins(prob, outcome, num_bins=num_bins)
+        if one.mean_prob is not None and one.observed_frac is not None
+    ]
+    return sum(gaps) / len(prob)
+
+
+def calibration_bins(prob: Tensor, outcome: Tensor, *, num_bins: int) -> tuple[CalibrationBin, ...]:
+    """What a reliability diagram shows, bin by bin (DeGroot and Fienberg 1983; Niculescu-Mizil and Caruana 2005).
 
     Bins are of equal width, [k / num_bins, (k + 1) / num_bins), the last one closed.
 
@@ -41,10 +56,19 @@ def expected_calibration_error(prob: Tensor, outcome: Tensor, *, num_bins: int) 
     if not bool(((prob >= 0) & (prob <= 1)).all()):
         raise ValueError("probabilities must be in [0, 1]")
     bins = (prob.double() * num_bins).long().clamp(max=num_bins - 1)
-    gaps = torch.zeros(num_bins, dtype=torch.float64, device=prob.device).index_add(
-        0, bins, prob.double() - outcome.double()
+    counts = torch.bincount(bins, minlength=num_bins).tolist()
+    foretold, came_true = (
+        torch.zeros(num_bins, dtype=torch.float64, device=prob.device).index_add(0, bins, x.double()).tolist()
+        for x in (prob, outcome)
     )
-    return float(gaps.abs().sum() / len(prob))
+    return tuple(
+        CalibrationBin(
+            count=count,
+            mean_prob=prob_sum / count if count else None,
+            observed_frac=outcome_sum / count if count else None,
+        )
+        for count, prob_sum, outcome_sum in zip(counts, foretold, came_true, strict=True)
+    )
 
 
 def pearson_correlation(x: Tensor, y: Tensor) -> float:

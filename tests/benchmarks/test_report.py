@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from actors.algorithms.moments import Moments
-from actors.reward_trainer import RewardEvaluation, write_stats
+from actors.reward_trainer import STATS_FILE, RewardEvaluation
+from actors.supervised_trainer import write_evaluation
 from actors.tasks import Busy, WaveSummary
-from benchmarks.ledger_tables import busy_table, memory_table, phase_table, step_seconds, sync_table
+from benchmarks.ledger_tables import busy_table, memory_table, phase_table, sync_table
 from benchmarks.report import main
 from benchmarks.table import Cell, Table
 from configs.load import dump_config
@@ -19,6 +20,7 @@ from configs.schema.ppo import PPOStage
 from configs.schema.reward import RewardStage
 from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, SupervisedEntry
 from orchestrator.plan import make_plan, plan_json
+from orchestrator.report.phases import step_seconds
 
 PPO = PPOStage.model_validate(
     {
@@ -151,7 +153,7 @@ def test_a_pipeline_is_reported_by_stage(tmp_path: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     (run / "reward" / "export").mkdir(parents=True)
     (run / "reward" / "plan.json").write_text(plan_json(make_plan(REWARD, None)))
-    write_stats(run / "reward" / "export", EVALUATION)
+    write_evaluation(run / "reward" / "export" / STATS_FILE, EVALUATION)
     for step in (1, 2):
         metrics = {"loss": 0.7, "pair_accuracy": 0.5, "grad_norm": 1.0, "tokens_per_s": 100.0 * step}
         Ledger(run / "reward", SupervisedEntry).commit(SupervisedEntry(step=step, digest="", metrics=metrics))

@@ -202,7 +202,19 @@ MUTATIONS: tuple[tuple[str, str, str, str], ...] = (
     ("schedule", "the final rate is forgotten", "final_frac + (1.0 - final_frac) *", ""),
     ("schedule", "nothing holds at the end", ", 1.0)\n    return peak", ", 9.0)\n    return peak"),
     ("calibration", "ties count as right", "0.5 * (chosen == rejected)", "1.0 * (chosen == rejected)"),
-    ("calibration", "gaps of a bin cancel before they are taken", "gaps.abs().sum()", "gaps.sum().abs()"),
+    (
+        "calibration",
+        "gaps of bins cancel",
+        "abs(one.mean_prob - one.observed_frac)",
+        "(one.mean_prob - one.observed_frac)",
+    ),
+    ("calibration", "small bins weigh as much as large ones", "one.count * abs(", "abs("),
+    (
+        "calibration",
+        "what was foretold and what was change places",
+        "for x in (prob, outcome)",
+        "for x in (outcome, prob)",
+    ),
     ("calibration", "correlation about zero", "x, y = x - x.mean(), y - y.mean()", "pass"),
     ("segments", "a trajectory's first token belongs to the one before", "right=True", "right=False"),
     (

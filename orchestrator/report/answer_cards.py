@@ -1,0 +1,125 @@
+"""Answers beside each other, on the page. Their text comes from models and may be long, empty or hostile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.report.answers import Answer, AnswerFigures, Comparison, Exchange
+from orchestrator.report.markup import Markup, element, joined
+from orchestrator.report.numbers import counted, percent, short
+from orchestrator.report.trajectories import EarlyAndLate
+
+CLIP_CHARACTERS, CLIP_LINES = 420, 9
+"""Of an answer or a prompt; the rest unfolds."""
+OPEN_EXCHANGES = 4
+
+
+def comparison_section(found: Comparison) -> Markup:
+    """Stages that answered the same prompts."""
+    names = [figures.stage for figures in found.figures]
+    return element(
+        "section",
+        element("h2", f"Answers: {' and '.join(names)}"),
+        element("div", comparison_table(found), class_="card wide compared"),
+        element(
+            "p",
+            f"Over the {counted(found.num_prompts, 'prompt')} that all of these stages answered, judged by the same annotator. Win rate: "
+            f"share of all pairs of answers to one prompt in which the later stage's has the higher number than that of {names[0]}, ties "
+            "half; ± is one standard error over prompts. Below: the first prompts with each stage's first answer; none is picked.",
+            class_="note",
+        ),
+        *_folded([exchange_card(exchange) for exchange in found.exchanges]),
+        id="answers",
+    )
+
+
+def comparison_table(found: Comparison) -> Markup:
+    """One row for each stage."""
+    columns = ("stage", "answers", "mean number", "win rate", "distinct", "words")
+    head = element("tr", *(element("th", text, class_="number" if at else None) for at, text in enumerate(columns)))
+    rows = [
+        element(
+            "tr",
+            element("td", element("a", one.stage, href=f"#stage-{one.stage}")),
+            *(
+                element("td", text, class_="number")
+                for text in (
+                    f"{one.num_answers:,}",
+                    short(one.mean_score),
+                    win_text(one),
+                    percent(one.distinct_frac),
+                    short(one.mean_words),
+                )
+            ),
+        )
+        for one in found.figures
+    ]
+    return element("table", head, *rows)
+
+
+def win_text(figures: AnswerFigures) -> str:
+    """`62.5% ± 3.1`; a dash for the first stage."""
+    if figures.win_frac is None:
+        return "–"
+    error = "" if figures.win_error is None else f" ± {100 * figures.win_error:.1f}"
+    return percent(figures.win_frac) + error
+
+
+def early_and_late_section(found: EarlyAndLate) -> Markup:
+    """PPO's answers, within a stage's section."""
+    pairs = list(zip(found.early, found.late, strict=True))
+    if found.same_prompts:
+        note = "Prompts of the last step with its answers, and those of the first step that had them; the first answer of each."
+        cards = [exchange_card(Exchange(prompt=b.prompt, answers=(*a.answers, *b.answers))) for a, b in pairs]
+    else:
+        note = "The last step had no prompt that an earlier one had: these are answers to different prompts."
+        cards = [element("div", _lone(a, 0), _lone(b, 1), class_="pair alone") for a, b in pairs]
+    title = element("h3", "Answers early and late")
+    return element("div", title, element("p", note, class_="note"), *_folded(cards))
+
+
+def exchange_card(exchange: Exchange) -> Markup:
+    """A prompt, and below it the answers side by side."""
+    answers = [_answer(answer, number) for number, answer in enumerate(exchange.answers)]
+    return element("div", _prompt(exchange.prompt), element("div", *answers, class_="pair"), class_="card exchange")
+
+
+def _lone(exchange: Exchange, number: int) -> Markup:
+    answer = exchange.answers[0]
+    return element(
+        "div", _prompt(exchange.prompt), element("div", _answer(answer, number), class_="pair"), class_="card"
+    )
+
+
+def _prompt(text: str) -> Markup:
+    """Where it is long, its end is shown: that is where the question stands."""
+    clip = "\n".join(text.rstrip().splitlines()[-CLIP_LINES:])[-CLIP_CHARACTERS:]
+    if len(clip) == len(text.rstrip()):
+        return element("div", text.rstrip(), class_="said prompt")
+    return _unfolding(f"… {clip}", text, "said prompt")
+
+
+def _answer(answer: Answer, number: int) -> Markup:
+    who = element("div", element("span", answer.source), element("b", short(answer.score), title="score"), class_="who")
+    clip = "\n".join(answer.text.splitlines()[:CLIP_LINES])[:CLIP_CHARACTERS]
+    if not answer.text.strip():
+        said = element("div", "an empty answer", class_="empty")
+    elif len(clip) == len(answer.text):
+        said = element("div", answer.text, class_="said")
+    else:
+        said = _unfolding(f"{clip} …", answer.text, "said")
+    return element("div", who, said, class_=f"answer s{min(number, 2)}")
+
+
+def _unfolding(clip: str, text: str, class_: str) -> Markup:
+    summary = element("summary", element("span", clip, class_=f"clip {class_}"))
+    return element("details", summary, element("div", text, class_=class_), class_="long")
+
+
+def _folded(cards: Sequence[Markup]) -> list[Markup]:
+    """The first few, and the others to unfold."""
+    rest = cards[OPEN_EXCHANGES:]
+    if not rest:
+        return list(cards)
+    fold = element("details", element("summary", f"{len(rest)} more"), joined(rest), class_="fold")
+    return [*cards[:OPEN_EXCHANGES], fold]
