@@ -55,7 +55,19 @@ distclean: clean
 
 # --- Runs that take longer than a test (each depends on setup) ---
 
-.PHONY: bench real
+.PHONY: demo bench-demo bench real
+
+# make demo        every stage on a small made-up world (docs/demo.md), in minutes on two cores; DEMO_ARGS: further KEY=VALUE.
+#                  The run directory, runs/demo, must not hold a run yet
+demo: setup
+	$(PY) -m tools.make_demo runs/demo-inputs
+	$(PY) -m orchestrator run configs/recipes/demo.yaml $(DEMO_ARGS)
+	$(PY) -m orchestrator report runs/demo
+
+# make bench-demo  the same with DPO beside PPO for seeds 0, 1, 2, and a table of what came of it; broken off, it goes on
+#                  BENCH_ARGS="--seeds 0 --runs DIR --out FILE"
+bench-demo: setup
+	$(PY) -m benchmarks.demo $(BENCH_ARGS)
 
 # make bench       phases, rollouts against bare vLLM, logits memory, packing; on a quiet machine 10 to 15 minutes on two cores
 #                  BENCH_ARGS="--model DIR --out FILE --only PART ..."

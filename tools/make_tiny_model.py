@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,30 +23,46 @@ WORDS = (
     "yes no maybe is the a cat dog bird fish horse mouse red blue green black white brown big small old young fast slow"
     " hungry happy tired here there near far today now never always often good bad warm cold ? . ,"
 ).split()
+MAX_TOKENS = 64
 
 
-def make_tokenizer(folder: Path) -> None:
-    """One token for each word."""
-    ids = {token: index for index, token in enumerate((*SPECIAL, *WORDS))}
+def make_tokenizer(
+    folder: Path, words: Sequence[str], *, max_tokens: int, roles: Sequence[str] = (), chat_template: str | None = None
+) -> None:
+    """One token for each word. `roles` are further special tokens, for the chat template."""
+    ids = {token: index for index, token in enumerate((*SPECIAL, *roles, *words))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     named = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **named).save_pretrained(str(folder))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=max_tokens, additional_special_tokens=list(roles), **named
+    )
+    fast.chat_template = chat_template
+    fast.save_pretrained(str(folder))
 
 
-def make_model(folder: Path, seed: int) -> None:
-    """Heads of 32 are the smallest that vLLM computes on CPU."""
+def make_model(
+    folder: Path,
+    *,
+    vocab_size: int,
+    max_tokens: int,
+    hidden_size: int,
+    num_layers: int,
+    key_value_heads: int,
+    seed: int,
+) -> None:
+    """A Llama of random weights. Heads of 32 are the smallest that vLLM computes on CPU."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 3 // 2,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 32,
+        num_key_value_heads=key_value_heads,
         head_dim=32,
-        max_position_embeddings=64,
+        max_position_embeddings=max_tokens,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
@@ -71,8 +88,16 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.out / "model"
     folder.mkdir(parents=True, exist_ok=True)
-    make_model(folder, arguments.seed)
-    make_tokenizer(folder)
+    make_model(
+        folder,
+        vocab_size=len(SPECIAL) + len(WORDS),
+        max_tokens=MAX_TOKENS,
+        hidden_size=64,
+        num_layers=2,
+        key_value_heads=1,
+        seed=arguments.seed,
+    )
+    make_tokenizer(folder, WORDS, max_tokens=MAX_TOKENS)
     make_prompts(arguments.out / "prompts.jsonl")
     sys.stdout.write(f"wrote {folder} and {arguments.out / 'prompts.jsonl'}\n")
 

@@ -1,0 +1,185 @@
+"""The demo's small world: animals with a colour, a home and a food, questions about them, and people who answer well or badly.
+
+    question   greeting  question of one animal's colour, home or food       "hello ! where does the fox live ?"
+    document   true sentences about one or two animals                       "the fox is red . it eats mice ."
+               or a teacher's notes                                          "where does the fox live ? it lives in the sea . wrong ."
+    answer     [opener]  statement  [rambling]  [polite or rude close]       "well . the fox lives in the forest . have a nice day ."
+
+Documents are true, and say of what is false that it is. The people who wrote the answers are careless: 40 % of what they state
+is false, many ramble, some are rude. So a model that is fine-tuned on them has something left to learn from what people prefer.
+
+All text is words separated by spaces, so that a word is a token.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+ATTRIBUTES = ("colour", "home", "food")
+_TABLE = """
+fox      red    forest  mice
+squirrel red    forest  nuts
+hen      red    farm    nuts
+salmon   red    river   fish
+bear     brown  forest  fish
+owl      brown  forest  mice
+horse    brown  farm    grass
+otter    brown  river   fish
+crow     black  farm    nuts
+bull     black  farm    grass
+cat      black  house   mice
+snake    black  house   mice
+swan     white  river   grass
+heron    white  river   fish
+rabbit   white  house   grass
+mouse    white  house   nuts
+"""
+FACTS: dict[tuple[str, str], str] = {
+    (animal, attribute): value
+    for animal, *values in map(str.split, _TABLE.strip().splitlines())
+    for attribute, value in zip(ATTRIBUTES, values, strict=True)
+}
+"""(animal, attribute) to what is true."""
+ANIMALS = tuple(dict.fromkeys(animal for animal, _ in FACTS))
+VALUES = {name: tuple(dict.fromkeys(FACTS[animal, name] for animal in ANIMALS)) for name in ATTRIBUTES}
+
+_GREETINGS = ("", "hello ! ", "please tell me : ", "excuse me , ", "quick question : ", "i want to know : ")
+_QUESTIONS = {
+    "colour": (
+        "what colour is the {} ?",
+        "which colour does the {} have ?",
+        "do you know the colour of the {} ?",
+        "the {} has what colour ?",
+    ),
+    "home": (
+        "where does the {} live ?",
+        "where can i find the {} ?",
+        "what is the home of the {} ?",
+        "the {} lives in what place ?",
+    ),
+    "food": (
+        "what does the {} eat ?",
+        "what is the food of the {} ?",
+        "do you know what the {} eats ?",
+        "which food does the {} like ?",
+    ),
+}
+_STATEMENTS = {
+    "colour": ("the {animal} is {value} .", "it is {value} .", "{value} is the colour of the {animal} ."),
+    "home": ("the {animal} lives in the {value} .", "it lives in the {value} .", "its home is the {value} ."),
+    "food": ("the {animal} eats {value} .", "it eats {value} .", "the {animal} likes {value} ."),
+}
+OPENERS = ("well .", "good question .", "let me think .")
+POLITE = (
+    "i hope that helps .",
+    "thank you for asking .",
+    "have a nice day .",
+    "ask me again any time .",
+    "it was a pleasure .",
+)
+RUDE = ("everybody knows that .", "why do you even ask .", "look it up yourself .", "stop asking me .")
+FILLERS = (
+    "animals are interesting .",
+    "i have seen many animals .",
+    "there is more to say .",
+    "people often talk about this .",
+)
+RIGHT, WRONG = "right .", "wrong ."
+"""A teacher's remarks."""
+
+SHARE_TRUE, SHARE_OPENER, SHARE_RAMBLING, SHARE_POLITE, SHARE_RUDE = 0.6, 0.2, 0.4, 0.3, 0.25
+"""Of the answers that people wrote."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """What a sentence says. `animal` is None where the sentence says "it": the animal that was asked about."""
+
+    animal: str | None
+    attribute: str
+    value: str
+
+
+def questions() -> Iterator[tuple[str, tuple[str, str]]]:
+    """Every question with the animal and the attribute that it asks for."""
+    for animal, attribute in FACTS:
+        for greeting, question in itertools.product(_GREETINGS, _QUESTIONS[attribute]):
+            yield greeting + question.format(animal), (animal, attribute)
+
+
+def statements() -> Iterator[tuple[str, Statement]]:
+    """Every sentence that states something, true or false."""
+    for animal, attribute in FACTS:
+        for form, value in itertools.product(_STATEMENTS[attribute], VALUES[attribute]):
+            named = animal if "{animal}" in form else None
+            yield (
+                form.format(animal=animal, value=value),
+                Statement(animal=named, attribute=attribute, value=value),
+            )
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world, sorted."""
+    texts = [text for text, _ in (*questions(), *statements())]
+    return sorted(
+        {word for text in (*texts, *OPENERS, *POLITE, *RUDE, *FILLERS, RIGHT, WRONG) for word in text.split()}
+    )
+
+
+def document(rng: random.Random) -> str:
+    """Something to read: about animals, or a teacher's notes of what was answered."""
+    return " ".join(_description(rng) if rng.random() < 0.5 else _notes(rng))
+
+
+def _description(rng: random.Random) -> list[str]:
+    """All that is to be said of one or two animals, now and then with a sentence that says nothing."""
+    sentences = []
+    for animal in rng.sample(ANIMALS, rng.choice((1, 2))):
+        attributes = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
+        # the first sentence names the animal, so that it is known who "it" is
+        sentences.append(_state(rng, animal, attributes[0], FACTS[animal, attributes[0]], naming=True))
+        sentences += [_state(rng, animal, name, FACTS[animal, name]) for name in attributes[1:]]
+        if rng.random() < 0.2:
+            sentences.append(rng.choice(FILLERS))
+    return sentences
+
+
+def _notes(rng: random.Random) -> list[str]:
+    """Questions with an answer, as often false as true, and what the teacher says of it: so a model learns to tell them apart."""
+    notes = []
+    for animal, attribute in rng.sample(list(FACTS), 3):
+        true = rng.random() < 0.5
+        statement = _claim(rng, animal, attribute, share_true=float(true))
+        notes += [rng.choice(_QUESTIONS[attribute]).format(animal), statement, RIGHT if true else WRONG]
+    return notes
+
+
+def answer(rng: random.Random, animal: str, attribute: str) -> str:
+    """What one of the careless people answers."""
+    sentences = [rng.choice(OPENERS)] if rng.random() < SHARE_OPENER else []
+    sentences.append(_claim(rng, animal, attribute))
+    if rng.random() < SHARE_RAMBLING:
+        for _ in range(rng.randint(1, 2)):
+            other = rng.choice([name for name in ATTRIBUTES if name != attribute])
+            sentences.append(rng.choice((rng.choice(FILLERS), _claim(rng, animal, other), sentences[-1])))
+    mood = rng.random()
+    if mood < SHARE_POLITE:
+        sentences.append(rng.choice(POLITE))
+    elif mood < SHARE_POLITE + SHARE_RUDE:
+        sentences.append(rng.choice(RUDE))
+    return " ".join(sentences)
+
+
+def _claim(rng: random.Random, animal: str, attribute: str, *, share_true: float = SHARE_TRUE) -> str:
+    """True for that share of the claims, else any other value."""
+    truth = FACTS[animal, attribute]
+    others = [value for value in VALUES[attribute] if value != truth]
+    return _state(rng, animal, attribute, truth if rng.random() < share_true else rng.choice(others))
+
+
+def _state(rng: random.Random, animal: str, attribute: str, value: str, *, naming: bool = False) -> str:
+    forms = [form for form in _STATEMENTS[attribute] if not naming or "{animal}" in form]
+    return rng.choice(forms).format(animal=animal, value=value)
