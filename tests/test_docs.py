@@ -193,3 +193,9 @@ def test_planted_pointers_to_nothing_are_found() -> None:
     assert broken_links(page, ROOT) == ["docs/concepts.md#verbs", "docs/none.md", "#b"]
     assert missing_tests(page) == ["test_none_of_this"]
     assert unknown_make(page) == ["cake", "DATUM=x"]
+
+
+def test_the_config_reference_is_the_schemas() -> None:
+    from tools.make_config_reference import OUT, page
+
+    assert OUT.read_text("utf-8") == page(), "run: python tools/make_config_reference.py"
