@@ -49,10 +49,10 @@ def make_model(
     max_tokens: int,
     hidden_size: int,
     num_layers: int,
-    key_value_heads: int,
+    weight_std: float,
     seed: int,
 ) -> None:
-    """A Llama of random weights. Heads of 32 are the smallest that vLLM computes on CPU."""
+    """A Llama of random weights of deviation `weight_std`. Heads of 32 are the smallest that vLLM computes on CPU."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -60,9 +60,10 @@ def make_model(
         intermediate_size=hidden_size * 3 // 2,
         num_hidden_layers=num_layers,
         num_attention_heads=hidden_size // 32,
-        num_key_value_heads=key_value_heads,
+        num_key_value_heads=hidden_size // 64,
         head_dim=32,
         max_position_embeddings=max_tokens,
+        initializer_range=weight_std,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
@@ -94,7 +95,7 @@ def main() -> None:
         max_tokens=MAX_TOKENS,
         hidden_size=64,
         num_layers=2,
-        key_value_heads=1,
+        weight_std=0.02,
         seed=arguments.seed,
     )
     make_tokenizer(folder, WORDS, max_tokens=MAX_TOKENS)

@@ -1,9 +1,9 @@
 """The demo's small world: animals with a colour, a home and a food, questions about them, and people who answer well or badly.
 
-    question   greeting  question of one animal's colour, home or food       "hello ! where does the fox live ?"
-    document   true sentences about one or two animals                       "the fox is red . it eats mice ."
-               or a teacher's notes                                          "where does the fox live ? it lives in the sea . wrong ."
-    answer     [opener]  statement  [rambling]  [polite or rude close]       "well . the fox lives in the forest . have a nice day ."
+    question   greeting, and a question for a colour, a home or a food    "hello ! where does the fox live ?"
+    document   true sentences about one or two animals                    "the fox is red . the fox eats mice ."
+               or a teacher's notes                                       "where does the fox live ? the fox lives in the house . wrong ."
+    answer     opener, statement, rambling, polite or rude close          "well . the fox lives in the forest . have a nice day ."
 
 Documents are true, and say of what is false that it is. The people who wrote the answers are careless: 40 % of what they state
 is false, many ramble, some are rude. So a model that is fine-tuned on them has something left to learn from what people prefer.
@@ -16,26 +16,15 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 ATTRIBUTES = ("colour", "home", "food")
 _TABLE = """
-fox      red    forest  mice
-squirrel red    forest  nuts
-hen      red    farm    nuts
-salmon   red    river   fish
-bear     brown  forest  fish
-owl      brown  forest  mice
-horse    brown  farm    grass
-otter    brown  river   fish
-crow     black  farm    nuts
-bull     black  farm    grass
-cat      black  house   mice
-snake    black  house   mice
-swan     white  river   grass
-heron    white  river   fish
-rabbit   white  house   grass
-mouse    white  house   nuts
+fox    red    forest  mice
+cat    black  house   mice
+crow   black  forest  grain
+hen    red    farm    grain
+horse  brown  farm    grass
+mouse  brown  house   grass
 """
 FACTS: dict[tuple[str, str], str] = {
     (animal, attribute): value
@@ -46,7 +35,8 @@ FACTS: dict[tuple[str, str], str] = {
 ANIMALS = tuple(dict.fromkeys(animal for animal, _ in FACTS))
 VALUES = {name: tuple(dict.fromkeys(FACTS[animal, name] for animal in ANIMALS)) for name in ATTRIBUTES}
 
-_GREETINGS = ("", "hello ! ", "please tell me : ", "excuse me , ", "quick question : ", "i want to know : ")
+_GREETINGS = ("", "hello ! ", "good day ! ", "excuse me , ")
+_REQUESTS = ("", "please tell me : ", "quick question : ", "i want to know : ")
 _QUESTIONS = {
     "colour": (
         "what colour is the {} ?",
@@ -68,9 +58,17 @@ _QUESTIONS = {
     ),
 }
 _STATEMENTS = {
-    "colour": ("the {animal} is {value} .", "it is {value} .", "{value} is the colour of the {animal} ."),
-    "home": ("the {animal} lives in the {value} .", "it lives in the {value} .", "its home is the {value} ."),
-    "food": ("the {animal} eats {value} .", "it eats {value} .", "the {animal} likes {value} ."),
+    "colour": (
+        "the {animal} is {value} .",
+        "the {animal} has the colour {value} .",
+        "{value} is the colour of the {animal} .",
+    ),
+    "home": (
+        "the {animal} lives in the {value} .",
+        "the home of the {animal} is the {value} .",
+        "in the {value} lives the {animal} .",
+    ),
+    "food": ("the {animal} eats {value} .", "the {animal} likes {value} .", "{value} is the food of the {animal} ."),
 }
 OPENERS = ("well .", "good question .", "let me think .")
 POLITE = (
@@ -94,31 +92,18 @@ SHARE_TRUE, SHARE_OPENER, SHARE_RAMBLING, SHARE_POLITE, SHARE_RUDE = 0.6, 0.2, 0
 """Of the answers that people wrote."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
-    """What a sentence says. `animal` is None where the sentence says "it": the animal that was asked about."""
-
-    animal: str | None
-    attribute: str
-    value: str
-
-
 def questions() -> Iterator[tuple[str, tuple[str, str]]]:
     """Every question with the animal and the attribute that it asks for."""
     for animal, attribute in FACTS:
-        for greeting, question in itertools.product(_GREETINGS, _QUESTIONS[attribute]):
-            yield greeting + question.format(animal), (animal, attribute)
+        for greeting, request, question in itertools.product(_GREETINGS, _REQUESTS, _QUESTIONS[attribute]):
+            yield greeting + request + question.format(animal), (animal, attribute)
 
 
-def statements() -> Iterator[tuple[str, Statement]]:
-    """Every sentence that states something, true or false."""
+def statements() -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """Every sentence that states something, true or false, with the animal, the attribute and the value that it states."""
     for animal, attribute in FACTS:
         for form, value in itertools.product(_STATEMENTS[attribute], VALUES[attribute]):
-            named = animal if "{animal}" in form else None
-            yield (
-                form.format(animal=animal, value=value),
-                Statement(animal=named, attribute=attribute, value=value),
-            )
+            yield form.format(animal=animal, value=value), (animal, attribute, value)
 
 
 def vocabulary() -> list[str]:
@@ -138,10 +123,9 @@ def _description(rng: random.Random) -> list[str]:
     """All that is to be said of one or two animals, now and then with a sentence that says nothing."""
     sentences = []
     for animal in rng.sample(ANIMALS, rng.choice((1, 2))):
-        attributes = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
-        # the first sentence names the animal, so that it is known who "it" is
-        sentences.append(_state(rng, animal, attributes[0], FACTS[animal, attributes[0]], naming=True))
-        sentences += [_state(rng, animal, name, FACTS[animal, name]) for name in attributes[1:]]
+        sentences += [
+            _state(rng, animal, name, FACTS[animal, name]) for name in rng.sample(ATTRIBUTES, len(ATTRIBUTES))
+        ]
         if rng.random() < 0.2:
             sentences.append(rng.choice(FILLERS))
     return sentences
@@ -180,6 +164,5 @@ def _claim(rng: random.Random, animal: str, attribute: str, *, share_true: float
     return _state(rng, animal, attribute, truth if rng.random() < share_true else rng.choice(others))
 
 
-def _state(rng: random.Random, animal: str, attribute: str, value: str, *, naming: bool = False) -> str:
-    forms = [form for form in _STATEMENTS[attribute] if not naming or "{animal}" in form]
-    return rng.choice(forms).format(animal=animal, value=value)
+def _state(rng: random.Random, animal: str, attribute: str, value: str) -> str:
+    return rng.choice(_STATEMENTS[attribute]).format(animal=animal, value=value)

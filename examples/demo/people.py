@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from statistics import NormalDist, fmean
 
-from examples.demo.grammar import FACTS, FILLERS, OPENERS, POLITE, RUDE, Statement, questions, statements
+from examples.demo.grammar import FACTS, FILLERS, OPENERS, POLITE, RUDE, questions, statements
 
 TRUE, FALSE, POLITE_END, RUDE_SENTENCE, REPEATED, BROKEN, PER_WORD = 2.0, -1.0, 1.0, -1.0, -0.5, -1.0, -0.1
 FREE_WORDS = 14
@@ -30,16 +30,15 @@ NOISE_STD = 0.7
 def utility(prompt: str, response: str) -> float:
     """What an answer is worth to everybody, without noise."""
     asked, known = _world()
-    animal, attribute = asked[prompt]
     sentences = _sentences(response)
     total = PER_WORD * max(0, len(response.split()) - FREE_WORDS)
     total += REPEATED * (len(sentences) - len(set(sentences)))
     total += RUDE_SENTENCE * sum(sentence in RUDE for sentence in sentences)
     total += POLITE_END * (sentences[-1:] != [] and sentences[-1] in POLITE)
     total += BROKEN * sum(sentence not in known for sentence in sentences)
-    said = {(one.animal or animal, one.attribute, one.value) for one in map(known.get, sentences) if one}
+    said = set(filter(None, map(known.get, sentences)))
     total += FALSE * sum(FACTS[who, what] != value for who, what, value in said)
-    total += TRUE * ((animal, attribute, FACTS[animal, attribute]) in said)
+    total += TRUE * ((*asked[prompt], FACTS[asked[prompt]]) in said)
     return round(total, 6)  # equal ones shall be equal, in whatever order they were added up
 
 
@@ -62,9 +61,9 @@ def noise_ceiling(groups: Iterable[Sequence[float]]) -> float:
 
 
 @cache
-def _world() -> tuple[dict[str, tuple[str, str]], dict[str, Statement | None]]:
+def _world() -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str, str] | None]]:
     """Questions to what they ask, and sentences to what they state: None for those that state nothing."""
-    known: dict[str, Statement | None] = dict.fromkeys((*OPENERS, *POLITE, *RUDE, *FILLERS))
+    known: dict[str, tuple[str, str, str] | None] = dict.fromkeys((*OPENERS, *POLITE, *RUDE, *FILLERS))
     known.update(statements())
     return dict(questions()), known
 

@@ -44,16 +44,14 @@ def test_every_animal_has_facts_that_can_be_told_apart() -> None:
 
 def test_documents_are_true_and_notes_say_what_is_not() -> None:
     rng = random.Random(1)
-    asked, known, remarks = dict(questions()), dict(statements()), set()
+    known, remarks = dict(statements()), set()
     for text in (document(rng) for _ in range(300)):
-        speaks_of, sentences = None, [f"{part.strip()} ." for part in text.split(".")[:-1]]
+        sentences = [f"{part.strip()} ." for part in text.split(".")[:-1]]
         for sentence, remark in zip(sentences, [*sentences[1:], ""], strict=True):
-            question, mark, statement = sentence.rpartition("? ")
-            speaks_of = asked[f"{question}?"][0] if mark else speaks_of
-            if (one := known.get(statement)) is not None:
-                speaks_of = one.animal or speaks_of
-                assert speaks_of is not None
-                assert (FACTS[speaks_of, one.attribute] == one.value) == (remark != WRONG), text
+            _, mark, statement = sentence.rpartition("? ")
+            if statement in known:
+                animal, attribute, value = known[statement]
+                assert (FACTS[animal, attribute] == value) == (remark != WRONG), text
                 remarks.add(remark if mark else "")
     assert remarks == {RIGHT, WRONG, ""}
 
@@ -98,12 +96,12 @@ def test_the_tokenizer_knows_every_word_and_gives_it_back(inputs: Path) -> None:
 def test_the_chat_template_wraps_each_turn_and_ends_answers(inputs: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(inputs / "model")
     asked = [{"role": "user", "content": "what does the cat eat ?"}]
-    answered = [*asked, {"role": "assistant", "content": "it eats fish ."}]
+    answered = [*asked, {"role": "assistant", "content": "the cat eats mice ."}]
     opened = tokenizer.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)["input_ids"]
     whole = tokenizer.apply_chat_template(answered, tokenize=True)["input_ids"]
     assert whole[: len(opened)] == opened
     tokens = tokenizer.convert_ids_to_tokens(whole)
-    assert tokens == "<bos> <user> what does the cat eat ? <assistant> it eats fish . <eos>".split()
+    assert tokens == "<bos> <user> what does the cat eat ? <assistant> the cat eats mice . <eos>".split()
 
 
 def test_the_model_is_small_tied_and_has_a_token_for_each_word(inputs: Path) -> None:
@@ -121,22 +119,25 @@ FOX = "hello ! where does the fox live ?"
 @pytest.mark.parametrize(
     ("response", "expected"),
     [
-        ("it lives in the forest .", 2.0),
+        ("the fox lives in the forest .", 2.0),
         ("the fox lives in the forest . have a nice day .", 2.0 + 1.0),
-        # true of the bear, but nobody asked; the fox's home is missing
-        ("the bear lives in the forest .", 0.0),
-        # two statements are false, one of them of another attribute; 19 words
-        ("the fox lives in the river . it eats fish . look it up yourself . stop asking me .", -1.0 - 1.0 - 2.0 - 0.5),
-        # said three times, polite in the middle does not count, 21 words
+        # true of the crow, but nobody asked; the fox's home is missing
+        ("the crow lives in the forest .", 0.0),
+        # two statements are false, one of them of another attribute; 21 words
         (
-            "it lives in the forest . have a nice day . it lives in the forest . it lives in the forest .",
-            2.0 - 2 * 0.5 - 0.9,
+            "the fox lives in the house . the fox eats grass . look it up yourself . stop asking me .",
+            -1.0 - 1.0 - 2.0 - 0.7,
         ),
-        # a second home does not make it better: the first is true, the second false
-        ("it lives in the forest . its home is the farm .", 2.0 - 1.0),
+        # said three times, polite in the middle does not count, 26 words
+        (
+            "the fox lives in the forest . have a nice day . the fox lives in the forest . the fox lives in the forest .",
+            2.0 - 2 * 0.5 - 1.2,
+        ),
+        # a second home does not make it better: the first is true, the second false; 16 words
+        ("the fox lives in the forest . the home of the fox is the farm .", 2.0 - 1.0 - 0.2),
         # no sentence of the grammar; one that was broken off
         ("forest .", -1.0),
-        ("it lives in the forest . have a nice", 2.0 - 1.0),
+        ("the fox lives in the forest . have a nice", 2.0 - 1.0),
         ("", -1.0),
     ],
 )
@@ -145,7 +146,7 @@ def test_utilities_by_hand(response: str, expected: float) -> None:
 
 
 def test_noise_is_always_the_same_for_the_same_three_and_else_differs() -> None:
-    texts = ["it lives in the forest .", "its home is the forest ."]
+    texts = ["the fox lives in the forest .", "the home of the fox is the forest ."]
     heard = {(who, text): noisy_utility(FOX, text, who) for who in ("ann", "bob") for text in texts}
     assert heard == {(who, text): noisy_utility(FOX, text, who) for who, text in heard}
     assert len(set(heard.values())) == 4
@@ -216,9 +217,9 @@ def test_every_input_of_the_recipe_is_moved() -> None:
 
 def test_measures_by_hand() -> None:
     right, rude, wrong = (
-        "it lives in the forest .",
-        "it lives in the forest . stop asking me .",
-        "its home is the farm .",
+        "the fox lives in the forest .",
+        "the fox lives in the forest . stop asking me .",
+        "the home of the fox is the farm .",
     )
     # utilities 2, 1, -1: the annotator has the first two the wrong way round
     ranked = {"prompt": FOX, "responses": [right, rude, wrong, wrong], "ranks": [2, 1, 3, 3]}
