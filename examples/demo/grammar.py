@@ -132,7 +132,7 @@ def _description(rng: random.Random) -> list[str]:
 
 
 def _notes(rng: random.Random) -> list[str]:
-    """Questions with an answer, as often false as true, and what the teacher says of it: so a model learns to tell them apart."""
+    """Questions with an answer, as often false as true, and what the teacher says of it."""
     notes = []
     for animal, attribute in rng.sample(list(FACTS), 3):
         true = rng.random() < 0.5
