@@ -174,20 +174,16 @@ def _parquet_source(file: IO[bytes], config: SourceConfig, key: str, digest: str
 
 def _read_hub(config: SourceConfig, key: str) -> Source:
     """Through the `datasets` library: a hub dataset, or a folder that it can load. It stays on disk, mapped into memory."""
-    try:
-        import datasets  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise UserError(
-            f"{key}.path: {config.path!r} is not a file ({', '.join(FILE_SUFFIXES)}). To read it as a Hugging Face dataset, "
-            "install the library: pip install datasets"
-        ) from error
+    import datasets  # type: ignore[import-untyped]  # here: it takes a second, which files need not wait for
+
     try:
         dataset = datasets.load_dataset(config.path, split=config.split, streaming=config.streaming)
         if config.streaming:
             return _streamed_source(dataset, config, key)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{key}.path: cannot load dataset {config.path!r}, {key}.split {config.split!r}: {type(error).__name__}: {error}"
+            f"{key}.path: {config.path!r} is no file ({', '.join(FILE_SUFFIXES)}), and cannot be loaded as a Hugging Face dataset, "
+            f"{key}.split {config.split!r}: {type(error).__name__}: {error}"
         ) from error
     table = dataset.with_format("arrow")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,9 +24,9 @@ class TrainingConfig(Section):
     """Which weights become the export: the last, or those of the best evaluation. Both have a checkpoint in any case."""
 
     @property
+    @abstractmethod
     def per_step(self) -> int:
         """Items of one optimizer step."""
-        raise NotImplementedError
 
     def total_steps(self, num_items: int) -> int:
         """Optimizer steps of the run; the last of an epoch may be smaller."""

@@ -1,11 +1,11 @@
 """Rows of files, and what a user is told of bad ones."""
 
 import gzip
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
 import fsspec
 import pyarrow
 import pyarrow.parquet
@@ -210,17 +210,24 @@ def test_a_selection_that_leaves_nothing_is_told(tmp_path: Path) -> None:
         read(path, skip_rows=5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="the library is installed")
 @pytest.mark.parametrize("name", ["squad", "someone/something"])
-def test_a_hub_dataset_without_the_library_says_what_to_install(name: str) -> None:
-    with pytest.raises(UserError, match=f"data.path: '{name}' is not a file .* pip install datasets"):
+def test_a_dataset_that_the_hub_does_not_give_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(path: str, **_: object) -> None:
+        raise ConnectionError(f"couldn't reach {path!r} on the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        UserError, match=rf"data\.path: '{name}' is no file .*, data\.split 'train': ConnectionError: couldn't"
+    ):
         read(name)
 
 
-needs_datasets = pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="the library is not installed")
+def test_a_split_that_a_dataset_has_not_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"cannot be loaded as a Hugging Face dataset, data\.split 'dev'"):
+        read(str(tmp_path), split="dev")
 
 
-@needs_datasets
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_dataset_folder_is_read_by_the_library(tmp_path: Path, streaming: bool) -> None:
     write(tmp_path / "train.jsonl", ROWS)
@@ -232,7 +239,6 @@ def test_a_dataset_folder_is_read_by_the_library(tmp_path: Path, streaming: bool
         read(str(tmp_path), skip_rows=5, max_rows=2, streaming=streaming)
 
 
-@needs_datasets
 def test_a_streamed_dataset_is_the_same_data(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ROWS)
     whole, streamed = (read(str(tmp_path), max_rows=3, streaming=streaming) for streaming in (False, True))
