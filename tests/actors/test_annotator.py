@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from actors.annotator import Annotator, ranks_of_scores
-from actors.context import RankContext
 from actors.errors import PreceptorError
 from actors.tasks import WrittenFile
 from configs.schema.data import PromptDataConfig
 from configs.schema.rank import AnnotatorConfig
+from tests.rank_contexts import rank_context
 
 
 @pytest.mark.parametrize(
@@ -31,18 +31,12 @@ def test_ranks_by_hand(scores: list[float], tie_margin: float, ranks: list[int])
 
 
 def test_waves_are_put_together_in_order_and_damage_is_named(tmp_path: Path) -> None:
-    context = RankContext(
-        role="annotator",
-        rank=0,
-        world_size=1,
-        device="cpu",
-        threads=1,
-        seed=0,
-        deterministic=False,
-        collective_timeout_s=10,
-        run_dir=str(tmp_path),
+    worker = Annotator(
+        rank_context(tmp_path, role="annotator"),
+        AnnotatorConfig(function="m:f"),
+        PromptDataConfig(path="p.jsonl"),
+        "model",
     )
-    worker = Annotator(context, AnnotatorConfig(function="m:f"), PromptDataConfig(path="p.jsonl"), "model")
     files = []
     for name, data in (("rankings/2.jsonl", b"b\n"), ("rankings/1.jsonl", b"a\n")):
         (tmp_path / "rankings").mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from actors.algorithms.records import cumulative
 from actors.algorithms.rewards import token_rewards
 from tests.actors.algorithms import twins
 from tests.actors.algorithms.batches import Batch, random_batch, random_split
-from tests.actors.algorithms.checks import same
+from tests.actors.algorithms.comparing import same
 
 few = settings(deadline=None, derandomize=True, max_examples=15)
 seeds = st.integers(0, 10_000)

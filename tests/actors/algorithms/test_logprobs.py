@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actors.algorithms.logprobs import response_positions, token_logprobs
-from tests.actors.algorithms.checks import head_problem, same, whole_logprobs
+from tests.actors.algorithms.checks import head_problem, whole_logprobs
+from tests.actors.algorithms.comparing import same
 
 HOW: dict[str, Any] = {"temperature": 0.7, "chunk_tokens": 3, "with_entropy": True}
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from actors.algorithms import losses
 from tests.actors.algorithms.batches import Batch, random_batch, random_split
-from tests.actors.algorithms.checks import POLICY_SETTINGS, same
+from tests.actors.algorithms.comparing import same
+from tests.actors.algorithms.loss_checks import POLICY_SETTINGS
 
 Loss = Callable[[Batch, float, str], tuple[Tensor, dict[str, Tensor]]]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from actors.algorithms.preference import answer_logprobs, dpo_loss, implicit_rewards
-from tests.actors.algorithms.checks import same
+from tests.actors.algorithms.comparing import same
 
 F64 = torch.float64
 SIGMOID: dict[str, Any] = {"kind": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}

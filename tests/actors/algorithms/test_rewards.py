@@ -14,7 +14,7 @@ from torch import Tensor
 from actors.algorithms.kl import kl_estimate
 from actors.algorithms.rewards import answer_penalties, combine_scores, normalise_scores, token_rewards
 from tests.actors.algorithms.batches import Batch, random_batch, random_split
-from tests.actors.algorithms.checks import same
+from tests.actors.algorithms.comparing import same
 
 PENALTIES: dict[str, Any] = {"missing_end_penalty": 1.0, "length_penalty": 1.0, "soft_limit": 4, "hard_limit": 8}
 

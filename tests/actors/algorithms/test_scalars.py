@@ -13,7 +13,7 @@ import torch
 from actors.algorithms.calibration import expected_calibration_error, pair_accuracy, pearson_correlation
 from actors.algorithms.kl_controller import AdaptiveKLController, FixedKLController
 from actors.algorithms.schedule import DECAYS, learning_rate
-from tests.actors.algorithms.checks import same
+from tests.actors.algorithms.comparing import same
 
 SCHEDULE: dict[str, Any] = {"peak": 1.0, "warmup_steps": 3, "total_steps": 20, "decay": "cosine", "final_frac": 0.1}
 

@@ -25,6 +25,7 @@ from actors.weight_sync.reports import ProbeReport, SentReport
 from actors.weight_sync.sender import WeightSender
 from configs.schema.data import PromptDataConfig
 from configs.schema.rollout import RolloutConfig, WeightSyncConfig
+from tests.rank_contexts import rank_context
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPTS = ["hello cat", "what is two plus three ?", "why the red bird and the blue fish ?", "the sun", "she is where ?"]
@@ -55,17 +56,7 @@ class OpenRollout(Rollout):
 
 
 def context(run_dir: str | Path, *, role: str = "rollout", seed: int = 0, deterministic: bool = True) -> RankContext:
-    return RankContext(
-        role=role,
-        rank=0,
-        world_size=1,
-        device="cpu",
-        threads=1,
-        seed=seed,
-        deterministic=deterministic,
-        collective_timeout_s=60,
-        run_dir=str(run_dir),
-    )
+    return rank_context(run_dir, role=role, seed=seed, deterministic=deterministic)
 
 
 def prompt_file(folder: Path) -> PromptDataConfig:
