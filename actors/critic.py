@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actors.context import RankContext
+from actors.durable import write_whole
 from actors.tasks import (
+    AppraisalOrder,
+    AppraisalSummary,
     Busy,
     ExperienceOrder,
     ExperienceSummary,
@@ -136,8 +140,8 @@ class Critic(Trainer):
             if order.num_reference
             else old
         )
-        sources = self._scores(order, columns[order.num_old + order.num_reference :])
-        scores = self._answer_scores(order, sources, trajectories)
+        sources = self._scores(wave, order.num_scores, columns[order.num_old + order.num_reference :])
+        scores = self._answer_scores(order.score_weights, sources, trajectories)
         mask, cu_lengths = trajectories.loss_mask, trajectories.cu_lengths
         in_reward = order.kl_coef if ppo.kl.where == "reward" else 0.0
         rewards = token_rewards(scores, old, reference, mask, cu_lengths, kl_coef=in_reward, kl_kind=ppo.kl.estimator)
@@ -158,27 +162,27 @@ class Critic(Trainer):
             sources,
         )
 
-    def _scores(self, order: ExperienceOrder, columns: Sequence[ScoreColumn]) -> list[Tensor]:
-        """Each source's scores of this rank's trajectories [B], in their order."""
+    def _scores(self, wave: int, num_scores: Sequence[int], columns: Sequence[ScoreColumn]) -> list[Tensor]:
+        """Each source's scores of this rank's trajectories [B], in their order. `num_scores`: how many of the columns each source has."""
         import torch
 
         sources, at = [], 0
-        for num in order.num_scores:
+        for num in num_scores:
             found = {
                 i: score
                 for column in columns[at : at + num]
                 for i, score in zip(column.indices, column.scores.tolist(), strict=True)
             }
-            sources.append(torch.tensor([found[i] for i in self.kept.indices(order.wave)], dtype=torch.float32))
+            sources.append(torch.tensor([found[i] for i in self.kept.indices(wave)], dtype=torch.float32))
             at += num
         return sources
 
-    def _answer_scores(self, order: ExperienceOrder, sources: Sequence[Tensor], trajectories: Trajectories) -> Tensor:
+    def _answer_scores(self, weights: Sequence[float], sources: Sequence[Tensor], trajectories: Trajectories) -> Tensor:
         """Weighted sum, clipped, then penalties: float32 [B]."""
         from actors.algorithms.rewards import answer_penalties, combine_scores
 
         reward = self.reward
-        return combine_scores(sources, order.score_weights, clip=reward.clip) + answer_penalties(
+        return combine_scores(sources, weights, clip=reward.clip) + answer_penalties(
             response_lengths(trajectories),
             trajectories.truncated,
             missing_end_penalty=reward.missing_end_penalty,
@@ -197,6 +201,45 @@ class Critic(Trainer):
                 (self.tokenizer.decode(tokens[start:turn].tolist()), self.tokenizer.decode(tokens[turn:end].tolist()))
             )
         return texts
+
+    def appraise(
+        self, shard: WaveShard, order: AppraisalOrder, trajectories: Trajectories, *columns: Any
+    ) -> AppraisalSummary:
+        """Sums up this rank's part of a wave of held-out answers, and writes the answers down, one JSON line each."""
+        import torch
+
+        mine = trajectories.select(shard.indices)
+        self.kept.add_wave(shard.wave, shard.indices, mine)
+        kl = None
+        if order.num_reference:
+            reference = self.kept.rows_of(columns[: order.num_reference], shard.wave)
+            difference = torch.where(mine.loss_mask, mine.rollout_logprobs - reference, 0.0).double()
+            kl = tuple(float(of_one.sum()) for of_one in difference.split(mine.lengths))
+        sources = self._scores(shard.wave, order.num_scores, columns[order.num_reference :])
+        self.kept.clear()
+        paying = len(order.score_weights)
+        scores = self._answer_scores(order.score_weights, sources[:paying], mine)
+        judged = sources[paying] if len(sources) > paying else scores
+        summary = AppraisalSummary(
+            prompt_ids=mine.prompt_ids, scores=tuple(scores.tolist()), judged=tuple(judged.tolist()), kl=kl
+        )
+        self._write_answers(order.file, mine, summary)
+        return summary
+
+    def _write_answers(self, name: str, trajectories: Trajectories, summary: AppraisalSummary) -> None:
+        lines = []
+        for b, (prompt, response) in enumerate(self._texts(trajectories)):
+            row = {
+                "prompt_id": summary.prompt_ids[b],
+                "prompt": prompt,
+                "response": response,
+                "score": summary.scores[b],
+                "judged": summary.judged[b],
+                "kl": summary.kl[b] if summary.kl is not None else None,
+                "truncated": bool(trajectories.truncated[b]),
+            }
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        write_whole(Path(self.context.run_dir) / name, "".join(lines).encode())
 
     def update(self, shard: UpdateShard) -> UpdateReport:
         """All of a PPO step's value updates (collective)."""

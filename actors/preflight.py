@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.errors import UserError
 from configs.schema import SupervisedStage, stage_models
@@ -16,6 +16,9 @@ from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
 from configs.schema.supervised import DPOStage
+
+if TYPE_CHECKING:
+    from actors.data.prompts import PromptDataset
 
 Architecture = Mapping[str, Any]
 """What of a model's `config.json` decides the shapes of its tensors; and `weights`, a digest of them, where the run promises bits."""
@@ -26,6 +29,9 @@ class PromptFacts:
     """What the orchestrator needs to know of the prompts."""
 
     num_prompts: int
+    """To learn from."""
+    num_held_out: int
+    """To evaluate on; in the dataset they follow."""
     num_dropped: int
     longest_tokens: int
     fingerprint: str
@@ -72,22 +78,21 @@ def check_ppo(config: PPOStage, *, unmade: frozenset[str] = frozenset()) -> Prom
         from actors.reward_trainer import load_reward_stats
 
         load_reward_stats(models["reward.model.model"])
-    for number, function in enumerate(config.reward.functions):
+    functions = {f"reward.functions.{n}.function": one.function for n, one in enumerate(config.reward.functions)}
+    if config.evaluation.judge is not None:
+        functions["evaluation.judge.function"] = config.evaluation.judge.function
+    for key, function in functions.items():
         try:
-            check_function(function.function)
+            check_function(function)
         except UserError as error:
-            raise UserError(f"reward.functions.{number}.function: {error}") from error
+            raise UserError(f"{key}: {error}") from error
     tokenizer = load_tokenizer(models["policy.model"])
     _require_same_tokenizer(models, tokenizer)
     prompts = PromptDataset.load(config.data, tokenizer)
     _check_windows(models, configs, prompts.longest, config)
-    return PromptFacts(
-        num_prompts=len(prompts),
-        num_dropped=prompts.num_dropped,
-        longest_tokens=prompts.longest,
-        fingerprint=prompts.fingerprint,
-        rows_fingerprint=prompts.rows_fingerprint,
-        models={
+    return _prompt_facts(
+        prompts,
+        {
             key: _architecture(found, models[key], digest=config.run.deterministic and key not in unmade)
             for key, found in configs.items()
         },
@@ -153,13 +158,18 @@ def check_rank(config: RankStage) -> PromptFacts:
             f"policy.model: the longest prompt ({prompts.longest} tokens) and rollout.max_response_tokens "
             f"({config.rollout.max_response_tokens}) make {longest} tokens; allowed: at most the window of {model!r}, {positions}"
         )
+    return _prompt_facts(prompts, {"policy.model": _architecture(found, model, digest=config.run.deterministic)})
+
+
+def _prompt_facts(prompts: PromptDataset, models: Mapping[str, Architecture]) -> PromptFacts:
     return PromptFacts(
-        num_prompts=len(prompts),
+        num_prompts=prompts.num_train,
+        num_held_out=prompts.num_held_out,
         num_dropped=prompts.num_dropped,
         longest_tokens=prompts.longest,
         fingerprint=prompts.fingerprint,
         rows_fingerprint=prompts.rows_fingerprint,
-        models={"policy.model": _architecture(found, model, digest=config.run.deterministic)},
+        models=models,
     )
 
 

@@ -18,7 +18,7 @@ from actors.reward_function import CallFailed, RewardFunction, check_function
 from actors.role import Role
 from actors.tasks import Busy, RoleReport, WaveShard
 from configs.schema.data import PromptDataConfig
-from configs.schema.rewards import RewardFunctionConfig
+from configs.schema.rewards import FunctionConfig
 
 __all__ = ["RewardWorker", "check_function"]
 
@@ -39,9 +39,7 @@ class RewardWorker(Role):
     where the row has no such column. A score that cannot be had stops the step: it never becomes zero.
     """
 
-    def __init__(
-        self, context: RankContext, function: RewardFunctionConfig, data: PromptDataConfig, model: str
-    ) -> None:
+    def __init__(self, context: RankContext, function: FunctionConfig, data: PromptDataConfig, model: str) -> None:
         """`model`: the policy's folder or hub name, whose tokenizer reads the answers."""
         super().__init__(context)
         self._config = function

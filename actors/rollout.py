@@ -142,7 +142,7 @@ class Rollout(Role):
     # ---- answers
 
     def generate(self, unit: GenerationUnit) -> tuple[Trajectories, WaveSummary]:
-        """Answers each of the unit's prompts `responses_per_prompt` times; trajectories are prompt-major.
+        """Answers each of the unit's prompts as often as it says; trajectories are prompt-major.
 
         Raises SyncFailed where the engine does not hold exactly the unit's `policy_version`.
         """
@@ -152,7 +152,7 @@ class Rollout(Role):
                 f"the engine holds policy version {self.policy_version}, the unit asks for version {unit.policy_version}"
             )
         started = time.time()
-        samples = range(self._rollout.responses_per_prompt)
+        samples = range(unit.responses_per_prompt)
         rows = [self._prompts.row(index) for index in unit.prompt_indices for _ in samples]
         places = list(itertools.product(unit.prompt_slots, samples))
         seeds = [request_seed(unit.seed, unit.step, slot, sample) for slot, sample in places]

@@ -35,6 +35,7 @@ class GenerationUnit:
     """Rows of the dataset."""
     prompt_slots: tuple[int, ...]
     """Each prompt's position in the step: with the sample's number it makes the trajectory's id and seed."""
+    responses_per_prompt: int
     seed: int
     """The run's seed."""
     policy_version: int
@@ -142,6 +143,33 @@ class ExperienceOrder:
     """Score columns of each source."""
     file: str
     """Where the trajectories are written, under the run directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppraisalOrder:
+    """How one rank sums up its part of a wave of held-out answers."""
+
+    score_weights: tuple[float, ...]
+    """Factor of each source of rewards, in the order in which their columns are passed."""
+    num_reference: int
+    """How many of the columns passed are reference log-probabilities; they come first, then the scores, source by source."""
+    num_scores: tuple[int, ...]
+    """Score columns of each source; of the judge last, where there is one beside the sources of rewards."""
+    file: str
+    """Where the answers are written, under the run directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppraisalSummary:
+    """What the orchestrator may know of them: [B], in the order of the shard's trajectories."""
+
+    prompt_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    """After weights, clipping and penalties."""
+    judged: tuple[float, ...]
+    """What the judge says: the scores, where there is none beside them."""
+    kl: tuple[float, ...] | None
+    """log p - log p_reference summed over the answer's tokens (k1, nats); None without a reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

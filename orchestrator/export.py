@@ -107,4 +107,6 @@ def only_role(plan: Plan, name: str) -> Plan:
         cpus_per_bundle=CPUS_PER_RANK,
         roles=(name,),
     )
-    return replace(plan, roles={name: role}, groups={role.group: group})
+    alone = replace(plan, roles={name: role}, groups={role.group: group})
+    # there are no engines to take turns with
+    return replace(alone, rollout_shares_gpu=False) if isinstance(alone, PPOPlan) else alone

@@ -16,7 +16,7 @@ from configs.schema.engine import FrozenConfig, TrainerConfig
 from configs.schema.ppo import FixedKLConfig, PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
-from configs.schema.rewards import RewardFunctionConfig
+from configs.schema.rewards import FunctionConfig
 from configs.schema.rollout import RolloutConfig
 from configs.schema.run import ClusterConfig
 from configs.schema.supervised import DPOStage
@@ -159,6 +159,8 @@ def _ppo_roles(config: PPOStage, needs_reference: bool, cores: int | None) -> di
     for i, function in enumerate(config.reward.functions):
         name = f"reward_function_{i}"
         roles[name] = _function_role(name, function)
+    if config.evaluation.judge is not None:
+        roles["judge"] = _function_role("judge", config.evaluation.judge)
     return roles
 
 
@@ -173,7 +175,7 @@ def _engine_role(rollout: RolloutConfig, device: Device, cores: int | None) -> R
     )
 
 
-def _function_role(name: str, function: RewardFunctionConfig) -> RolePlan:
+def _function_role(name: str, function: FunctionConfig) -> RolePlan:
     return RolePlan(role=name, num_ranks=function.num_workers, gpus_per_rank=0, threads=1, group=name, device="cpu")
 
 

@@ -136,8 +136,9 @@ def _engines(config: PPOStage, plan: PPOPlan, cores: int | None) -> Iterator[Pro
 
 def _shared_groups(plan: PPOPlan) -> Iterator[Problem]:
     for role in plan.roles.values():
-        if role.group.startswith("reward_function_") and role.group != role.role:
-            allowed = "another name: groups reward_function_... belong to the workers of reward.functions"
+        of_functions = role.group.startswith("reward_function_") or role.group == "judge"
+        if of_functions and role.group != role.role:
+            allowed = "another name: groups reward_function_... and judge belong to the workers of functions"
             yield Problem(key=f"group of {role.role}", got=f"got {role.group!r}", allowed=allowed)
     for group in plan.groups.values():
         roles = [plan.roles[role] for role in group.roles]

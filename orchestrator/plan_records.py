@@ -53,7 +53,8 @@ class PPOPlan:
     """Stage `ppo`, worked out."""
 
     roles: dict[str, RolePlan]
-    """policy, critic, reference (where KL needs one), reward (where there is a reward model), rollout, reward_function_0, ..."""
+    """policy, critic, reference (where KL needs one), reward (where there is a reward model), rollout, reward_function_0, ..., judge
+    (where evaluations have one)"""
     groups: dict[str, GroupPlan]
     waves: tuple[tuple[int, ...], ...]
     """Prompts of a step, as positions in it, per wave. Wave w goes to engine w % engines."""

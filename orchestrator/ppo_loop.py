@@ -1,6 +1,7 @@
 """The PPO loop: step after step, each a transaction. A step that is not in the ledger has not happened.
 
-start ─► (newest whole checkpoint ─► replay of later committed steps) ─► drill ─► sync ─► step ─► ledger ─► checkpoint ─► ... ─► export
+start ─► (newest whole checkpoint ─► replay of later committed steps) ─► drill ─► sync ─► (evaluation) ─► step ─► (evaluation) ─► ledger
+─► checkpoint ─► ... ─► export
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from actors.tasks import ExperienceSummary, WaveSummary
 from actors.trainer import Trainer
 from configs.schema.ppo import AdaptiveKLConfig, KLConfig, PPOStage
 from orchestrator.checkpoints import Checkpoints
+from orchestrator.evaluation import PREFIX, HeldOut
 from orchestrator.launch import Launched
 from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, digest_of
 from orchestrator.metrics import minibatch_metrics, peak_memory, step_metrics, whole_minibatches
@@ -46,8 +48,17 @@ class PPOLoop:
     """All steps of a run."""
 
     def __init__(
-        self, config: PPOStage, plan: PPOPlan, launched: Launched, run_dir: Path, num_prompts: int, progress: Progress
+        self,
+        config: PPOStage,
+        plan: PPOPlan,
+        launched: Launched,
+        run_dir: Path,
+        num_prompts: int,
+        progress: Progress,
+        *,
+        num_held_out: int = 0,
     ) -> None:
+        """`num_prompts` are learned from, the `num_held_out` after them are evaluated on."""
         self.config = config
         self.plan = plan
         self.groups = launched.groups
@@ -59,6 +70,12 @@ class PPOLoop:
         self.steps = PPOStep(config, plan, launched, num_prompts)
         exact = (config.cluster.device, config.policy.engine.dtype, config.rollout.dtype) == ("cpu", "fp32", "fp32")
         self.sync = WeightSync(config.weight_sync, plan, launched, exact=exact)
+        self.held_out = HeldOut(config, self.steps, run_dir, num_prompts=num_prompts, num_held_out=num_held_out)
+        self.best = 0
+        """Step of the best evaluation, 0 where there was none yet; the one before the first step has no part in it."""
+        self._most = float("-inf")
+        self.exported: int | None = None
+        """Step of the exported weights, once they are."""
         self.position = Position(step=0, kl=kl_controller(config.ppo.kl))
         self.stepping = False
         self.stop_requested = False
@@ -72,6 +89,8 @@ class PPOLoop:
             self.sync.connect()
             self.sync.start(policy_version=self.position.step)
         self.steps.engines_turn()
+        if self.position.step == 0 and self.held_out.due(0):
+            self._evaluate(0)
         self.progress.begin(self.config.ppo.steps, done=self.position.step)
         self.stepping = True
         while self.position.step < self.config.ppo.steps and not self.stop_requested:
@@ -101,6 +120,9 @@ class PPOLoop:
         if last:
             self.position.step = last
             self.position.kl.load(self.ledger.read(last).kl_controller)
+        for step in range(1, last + 1):
+            if self.held_out.due(step):
+                self._remember(self.ledger.read(step))
 
     def _replay(self, entry: LedgerEntry) -> None:
         collected = self.steps.restore(entry)
@@ -139,6 +161,9 @@ class PPOLoop:
         for role, minibatches in updates.items():
             metrics |= minibatch_metrics(role, minibatches)
         metrics |= peak_memory(self.groups, self.waiter)
+        if self.held_out.due(step):
+            with timeline.phase("evaluation"):
+                metrics |= self._evaluate(step)
         return LedgerEntry(
             step=step,
             policy_version=step,
@@ -155,6 +180,20 @@ class PPOLoop:
             metrics=metrics,
             seconds=timeline.phases,
         )
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        with self.progress.phase("evaluation"):
+            evaluation = self.held_out.evaluate(step)
+        self.progress.note(evaluation.described())
+        return evaluation.metrics
+
+    def _remember(self, entry: LedgerEntry) -> bool:
+        """True where the step's evaluation is the best so far; of equals the first is."""
+        found = entry.metrics.get(PREFIX + self.config.evaluation.best, float("-inf"))
+        if found <= self._most:
+            return False
+        self.best, self._most = entry.step, found
+        return True
 
     def _steer(self, step: int, metrics: dict[str, float]) -> None:
         """Moves the KL coefficient. While the critic warms up the policy stands still, and its KL says nothing; without a reference there
@@ -189,7 +228,7 @@ class PPOLoop:
         self.ledger.commit(entry)
         self.position.step = entry.step
         remove_others(self.run_dir / trajectory_folder(entry.step), entry)
-        if entry.step % self.config.run.checkpoint_every == 0:
+        if self._remember(entry) or entry.step % self.config.run.checkpoint_every == 0:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
@@ -203,12 +242,20 @@ class PPOLoop:
                 role: [file for written in self.waiter.wait(of_role) for file in written]
                 for role, of_role in calls.items()
             }
-            self.checkpoints.commit(step, files, {"kl_controller": self.position.kl.state()})
+            self.checkpoints.commit(step, files, {"kl_controller": self.position.kl.state()}, spare={self.best})
 
     def _export(self) -> None:
+        """The last weights or the best ones."""
+        step, policy = self.position.step, self.groups["policy"]
         with self.progress.phase("export"), self.steps.trainers_present():
+            if self.config.evaluation.export == "best" and self.best not in (0, step):
+                step = self.best
+                self.checkpoints.state(step)  # whole, or an error that names the file
+                self.waiter.wait(policy.call(Trainer.load, str(self.checkpoints.folder(step))))
+                self.progress.note(f"the export is of step {step}, the best evaluation")
             folder = str(self.run_dir / EXPORT_FOLDER)
-            self.waiter.wait(self.groups["policy"].call(Trainer.export, folder, self.config.policy.model))
+            self.waiter.wait(policy.call(Trainer.export, folder, self.config.policy.model))
+        self.exported = step
 
 
 def trajectory_folder(step: int) -> str:

@@ -62,7 +62,6 @@ class PPOStep:
         self.groups: dict[str, Group] = launched.groups
         self.waiter = launched.waiter
         self.num_prompts = num_prompts
-        self.reward_functions = [f"reward_function_{number}" for number in range(len(config.reward.functions))]
 
     # -- prompts ─► rollout.generate ─► trajectories
 
@@ -83,6 +82,7 @@ class PPOStep:
                 wave=wave,
                 prompt_indices=tuple(prompts[slot] for slot in slots),
                 prompt_slots=slots,
+                responses_per_prompt=self.config.rollout.responses_per_prompt,
                 seed=self.config.run.seed,
                 policy_version=policy_version,
             )
@@ -127,12 +127,7 @@ class PPOStep:
         trajectories = call.big
         args = {role: [(shard, trajectories) for shard in of_role] for role, of_role in shards.items()}
         groups = self.groups
-        scores = []
-        if "reward" in groups:
-            scores.append(groups["reward"].call_each(Reward.score, args["reward"], two_results=True))
-        scores.extend(
-            groups[name].call_each(RewardWorker.score, args[name], two_results=True) for name in self.reward_functions
-        )
+        scorers, _ = self.scorers()
         return ScoredWave(
             summary=summary,
             shards=shards,
@@ -143,26 +138,38 @@ class PPOStep:
                 else []
             ),
             values=groups["critic"].call_each(Critic.values, args["critic"]),
-            scores=scores,
+            scores=[self.score(role, args[role]) for role in scorers],
         )
+
+    def scorers(self) -> tuple[list[str], tuple[float, ...]]:
+        """The roles that pay, and the factor of each."""
+        config = self.config.reward
+        model = {"reward": config.model.weight} if config.model is not None else {}
+        paying = model | {
+            f"reward_function_{number}": function.weight for number, function in enumerate(config.functions)
+        }
+        return list(paying), tuple(paying.values())
+
+    def score(self, role: str, args: Sequence[tuple[Any, ...]]) -> list[Call]:
+        """Has a role that pays score a wave: `args` of each rank, its shard and the trajectories."""
+        method = Reward.score if role == "reward" else RewardWorker.score
+        return self.groups[role].call_each(method, args, two_results=True)
 
     def _build_experience(self, step: int, wave: ScoredWave, kl_coef: float) -> list[Call]:
         """Every rank of the critic gets the columns that speak of its own trajectories, and no others."""
-        weights = [self.config.reward.model.weight] if self.config.reward.model else []
-        weights += [function.weight for function in self.config.reward.functions]
-        scorers = (["reward"] if "reward" in self.groups else []) + self.reward_functions
+        scorers, weights = self.scorers()
         args = []
         for rank, shard in enumerate(wave.shards["critic"]):
-            old = _speaking_of(shard, wave.shards["policy"], wave.old)
-            reference = _speaking_of(shard, wave.shards["reference"], wave.reference) if wave.reference else []
+            old = speaking_of(shard, wave.shards["policy"], wave.old)
+            reference = speaking_of(shard, wave.shards["reference"], wave.reference) if wave.reference else []
             scores = [
-                _speaking_of(shard, wave.shards[role], calls) for role, calls in zip(scorers, wave.scores, strict=True)
+                speaking_of(shard, wave.shards[role], calls) for role, calls in zip(scorers, wave.scores, strict=True)
             ]
             order = ExperienceOrder(
                 step=step,
                 wave=shard.wave,
                 kl_coef=kl_coef,
-                score_weights=tuple(weights),
+                score_weights=weights,
                 num_old=len(old),
                 num_reference=len(reference),
                 num_scores=tuple(len(columns) for columns in scores),
@@ -238,9 +245,9 @@ class PPOStep:
             # after a replay from disk there are no columns to send: the ranks have read them
             for w, calls in enumerate(collected.advantages):
                 mine = shards[w]["policy"][rank]
-                advantages += _speaking_of(mine, shards[w]["critic"], calls)
+                advantages += speaking_of(mine, shards[w]["critic"], calls)
                 if self.config.ppo.kl.where == "loss" and self.plan.needs_reference:
-                    reference += _speaking_of(mine, shards[w]["reference"], collected.reference[w])
+                    reference += speaking_of(mine, shards[w]["reference"], collected.reference[w])
             policy.append((update, kl_coef, len(advantages), *advantages, *reference))
         return self.groups["policy"].call_each(Policy.update, policy), critic_calls
 
@@ -346,12 +353,22 @@ class PPOStep:
         self.sync_turn()
         self.engines_turn()
 
+    @contextmanager
+    def engines_asleep(self) -> Iterator[None]:
+        """For the frozen models between steps, where they share GPUs with the engines."""
+        engines, shared = self.groups["rollout"], self.plan.rollout_shares_gpu
+        if shared:
+            self.waiter.wait(engines.call(Rollout.sleep))
+        yield
+        if shared:
+            self.waiter.wait(engines.call(Rollout.wake))
+
     def end(self) -> None:
         """Every rank forgets the step's trajectories."""
         self.waiter.wait([call for role in TRAINED for call in self.groups[role].call(Trainer.end_step)])
 
 
-def _speaking_of(shard: WaveShard, others: Sequence[WaveShard], calls: Sequence[Call]) -> list[Any]:
+def speaking_of(shard: WaveShard, others: Sequence[WaveShard], calls: Sequence[Call]) -> list[Any]:
     """Of another role's results for the wave, those of ranks that hold any of this shard's trajectories. By reference."""
     mine = set(shard.indices)
     return [call.big for other, call in zip(others, calls, strict=True) if mine.intersection(other.indices)]

@@ -74,6 +74,7 @@ class RankLoop:
             wave=0,
             prompt_indices=tuple(prompts),
             prompt_slots=tuple(range(len(prompts))),
+            responses_per_prompt=self.config.rollout.responses_per_prompt,
             seed=self.config.run.seed,
             policy_version=0,
         )

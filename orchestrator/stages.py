@@ -26,6 +26,8 @@ from actors.trainer import Trainer
 from configs.schema import Stage, SupervisedStage
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
+from configs.schema.rewards import FunctionConfig
+from orchestrator.evaluation import JUDGE
 from orchestrator.launch import Launched, RoleSpec, machine_of, start_ray
 from orchestrator.leftovers import nothing_left
 from orchestrator.machine import local_machine
@@ -48,16 +50,19 @@ def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Calla
             facts: PromptFacts = in_cluster(check_ppo, config, timeout_s=config.cluster.start_timeout_s)
         progress.note(
             f"{facts.num_prompts} prompts, longest {facts.longest_tokens} tokens, {facts.num_dropped} left out for length"
+            + (f", {facts.num_held_out} held out" if facts.num_held_out else "")
         )
         same_models(run_dir, facts.models)
         same_data(run_dir, facts.fingerprint, config.data.path)
         on_ready(plan)
         with launched_roles(config, plan, ppo_roles(config, plan), run_dir, progress) as launched:
             same_rows(launched, facts.fingerprint, config.data.path, rows_fingerprint=facts.rows_fingerprint)
-            loop = PPOLoop(config, plan, launched, run_dir, facts.num_prompts, progress)
+            loop = PPOLoop(
+                config, plan, launched, run_dir, facts.num_prompts, progress, num_held_out=facts.num_held_out
+            )
             with stop_between_steps(loop, progress):
                 loop.run()
-            return loop.position.step if loop.position.step == config.ppo.steps else None
+            return loop.exported
 
 
 TRAINERS: dict[str, type[SupervisedTrainer]] = {
@@ -153,10 +158,13 @@ def ppo_roles(config: PPOStage, plan: PPOPlan) -> dict[str, RoleSpec]:
     }
     if reward is not None:
         specs["reward"] = RoleSpec(role_class=Reward, args=(reward,))
-    for number, function in enumerate(config.reward.functions):
-        specs[f"reward_function_{number}"] = RoleSpec(
-            role_class=RewardWorker, args=(function, config.data, policy_model)
-        )
+    functions: dict[str, FunctionConfig] = {
+        f"reward_function_{number}": function for number, function in enumerate(config.reward.functions)
+    }
+    if config.evaluation.judge is not None:
+        functions[JUDGE] = config.evaluation.judge
+    for name, function in functions.items():
+        specs[name] = RoleSpec(role_class=RewardWorker, args=(function, config.data, policy_model))
     return specs
 
 

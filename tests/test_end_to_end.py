@@ -102,7 +102,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
             "ppo": {
                 "stage": "ppo",
-                "data": {"path": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32},
+                "data": {"path": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32, "held_out_rows": 4},
                 "policy": {
                     "model": str(folder / "model"),
                     "engine": {"zero_stage": 3, "micro_batch_tokens": 256, "activation_checkpointing": True},
@@ -139,6 +139,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "epochs": 2,
                     "minibatches": 2,
                     "kl": {"controller": {"kind": "adaptive", "coef": 0.1, "target": 0.5, "horizon": 100}},
+                },
+                "evaluation": {
+                    "every": 2,
+                    "responses_per_prompt": 3,
+                    "judge": {"function": "my_rewards:good"},
+                    "best": "judged",
+                    "export": "best",
                 },
             },
         },
@@ -225,6 +232,56 @@ def test_the_export_is_a_model_that_moved(finished: Path) -> None:
     assert AutoTokenizer.from_pretrained(finished / "run" / "ppo" / "export").chat_template
     moved = [name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])]
     assert len(moved) == len(after.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_held_out_answers_are_judged_and_compared_with_the_first_weights(finished: Path) -> None:
+    run = finished / "run" / "ppo"
+    evaluations = {int(path.stem): json.loads(path.read_text()) for path in run.glob("evaluations/*.json")}
+    assert sorted(evaluations) == [0, 2, 3], "before the first step, every second one, and the last"
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    numbers: dict[int, dict[str, list[float]]] = {}
+    for step, evaluation in evaluations.items():
+        files = sorted(run.glob(f"evaluations/{step:08d}/*.jsonl"))
+        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        assert len(rows) == 4 * 3
+        by_prompt: dict[str, list[float]] = {}
+        for row in rows:
+            words = [word for word in row["response"].split() if word not in tokenizer.all_special_tokens]
+            assert row["judged"] == pytest.approx(words.count("good") - len(words) / 100)
+            by_prompt.setdefault(row["prompt_id"], []).append(row["judged"])
+        assert sorted(by_prompt) == ["20", "21", "22", "23"], "the last rows of the file"
+        assert evaluation["judged"] == by_prompt
+        judged = [row["judged"] for row in rows]
+        assert evaluation["metrics"]["held_out/judged"] == pytest.approx(sum(judged) / 12)
+        assert evaluation["metrics"]["held_out/score"] == pytest.approx(sum(row["score"] for row in rows) / 12)
+        assert evaluation["metrics"]["held_out/kl"] == pytest.approx(sum(row["kl"] for row in rows) / 12)
+        numbers[step] = by_prompt
+    assert abs(evaluations[0]["metrics"]["held_out/kl"]) < 1e-4, "the reference is the policy before the first step"
+    ledger = Ledger(run, LedgerEntry)
+    for step in (2, 3):
+        pairs = [(a, b) for one, late in numbers[step].items() for b in late for a in numbers[0][one]]
+        wins = sum(1.0 if b > a else 0.5 if b == a else 0.0 for a, b in pairs) / len(pairs)
+        assert evaluations[step]["metrics"]["held_out/win_rate"] == pytest.approx(wins)
+        assert evaluations[step]["metrics"].items() <= ledger.read(step).metrics.items()
+    trained = {row_id for step in (1, 2, 3) for wave in ledger.read(step).waves for row_id in wave.prompt_ids}
+    assert not trained & {"20", "21", "22", "23"}, "nothing is learned from them"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_best_evaluation_of_ppo_is_exported(finished: Path) -> None:
+    run = finished / "run" / "ppo"
+    ledger = Ledger(run, LedgerEntry)
+    best = max((2, 3), key=lambda step: ledger.read(step).metrics["held_out/judged"])
+    assert json.loads((run / "export" / "lineage.json").read_text())["step"] == best
+    done = preceptor(finished, "export", "run/ppo", "of-best", "--role", "policy", "--step", str(best))
+    assert done.returncode == 0, done.stdout + done.stderr
+    exported, expected = (
+        (folder / "model.safetensors").read_bytes() for folder in (run / "export", finished / "of-best")
+    )
+    assert exported == expected
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ Legend: `N` prompts, `T` tokens of all prompts, flat.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from actors.data.chats import check_messages
@@ -57,7 +57,13 @@ class PromptDataset:
     """All prompts of a run, tokenised once: 4 bytes a token."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], *, fingerprint: str, num_dropped: int
+        self,
+        prompts: Sequence[Prompt],
+        token_ids: Sequence[Sequence[int]],
+        *,
+        fingerprint: str,
+        num_dropped: int,
+        num_held_out: int = 0,
     ) -> None:
         assert len(prompts) == len(token_ids)
         self._prompts = tuple(prompts)
@@ -66,6 +72,8 @@ class PromptDataset:
         for ids in token_ids:
             self._tokens.extend(ids)
             self._bounds.append(len(self._tokens))
+        self.num_held_out = num_held_out
+        """Prompts at the end that nothing is learned from."""
         self.num_dropped = num_dropped
         """Prompts left out for their length (`data.overlong: drop`)."""
         self.rows_fingerprint = fingerprint
@@ -79,27 +87,50 @@ class PromptDataset:
 
         Raises:
             UserError: for anything wrong with the file, a row or its conversation, with file and line; for a prompt that is too long
-                where `data.overlong` is `error`, or where none is left.
+                where `data.overlong` is `error`, or where none is left to learn from or, of those to hold out, to evaluate on.
         """
         rows, prompts = _read(config)
+        if config.held_out_rows >= len(prompts):
+            raise UserError(
+                f"data.held_out_rows: {config.held_out_rows} of the {len(prompts)} rows of {rows.paths} leaves none to learn from"
+            )
+        first_held_out = len(prompts) - config.held_out_rows
         if config.chat_template:
             require_chat_template(tokenizer, "data.chat_template")
         kept: list[Prompt] = []
         token_ids: list[list[int]] = []
+        num_held_out = 0
         for start in range(0, len(prompts), BATCH):
             batch = prompts[start : start + BATCH]
-            for prompt, ids in zip(batch, _encode(batch, config, tokenizer), strict=True):
+            for index, prompt, ids in zip(itertools.count(start), batch, _encode(batch, config, tokenizer)):
                 if _fits(prompt, len(ids), config):
                     kept.append(prompt)
                     token_ids.append(ids)
-        if not kept:
-            raise UserError(
-                f"data.max_prompt_tokens: all {len(prompts)} prompts of {rows.paths} are longer than {config.max_prompt_tokens} tokens"
-            )
-        return PromptDataset(kept, token_ids, fingerprint=rows.fingerprint, num_dropped=len(prompts) - len(kept))
+                    num_held_out += index >= first_held_out
+        for what, number, asked in (
+            ("", len(kept) - num_held_out, first_held_out),
+            ("held-out ", num_held_out, config.held_out_rows),
+        ):
+            if asked and not number:
+                raise UserError(
+                    f"data.max_prompt_tokens: all {asked} {what}prompts of {rows.paths} are longer than {config.max_prompt_tokens} tokens"
+                )
+        return PromptDataset(
+            kept,
+            token_ids,
+            fingerprint=rows.fingerprint,
+            num_dropped=len(prompts) - len(kept),
+            num_held_out=num_held_out,
+        )
 
     def __len__(self) -> int:
+        """Held-out ones included."""
         return len(self._prompts)
+
+    @property
+    def num_train(self) -> int:
+        """Prompts to learn from; they come first."""
+        return len(self) - self.num_held_out
 
     def row(self, index: int) -> PromptRow:
         """Prompt `index` of the dataset (of those kept)."""
@@ -115,7 +146,7 @@ class PromptDataset:
     @property
     def lengths(self) -> list[int]:
         """[N] tokens of each prompt."""
-        return [after - before for before, after in pairwise(self._bounds)]
+        return [after - before for before, after in itertools.pairwise(self._bounds)]
 
     @property
     def longest(self) -> int:

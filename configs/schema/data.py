@@ -122,7 +122,7 @@ class ConversationDataConfig(DataConfig):
 
 
 class PromptDataConfig(DataConfig):
-    """Prompts for PPO, one a row. Every other column is handed to the reward functions, so `columns` may name any."""
+    """Prompts for PPO and stage `rank`, one a row. Every other column is handed to the reward functions, so `columns` may name any."""
 
     format: Literal["prompt", "hh-rlhf"] = "prompt"
     """`prompt`: a column with text or with chat messages. `hh-rlhf`: the dialogue in `chosen` up to its last answer."""
@@ -138,6 +138,13 @@ class PromptDataConfig(DataConfig):
     """A longer prompt stops the run with its file and line, or is left out (counted in the log)."""
     shuffle: bool = True
     """New order each epoch, from the run's seed."""
+    held_out_rows: NonNegativeInt = 0
+    """Rows at the end of the selection that PPO is only evaluated on, and that stage `rank` leaves out."""
+
+    @model_validator(mode="after")
+    def _some_left(self) -> Self:
+        check_some_left(self, self.held_out_rows)
+        return self
 
 
 class RankingDataConfig(DataConfig):

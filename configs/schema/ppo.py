@@ -18,7 +18,7 @@ from configs.schema.base import (
 )
 from configs.schema.data import PromptDataConfig
 from configs.schema.engine import MODEL, FrozenConfig, TrainerConfig
-from configs.schema.rewards import RewardConfig
+from configs.schema.rewards import FunctionConfig, RewardConfig
 from configs.schema.rollout import RolloutConfig, WeightSyncConfig
 from configs.schema.run import ClusterConfig, RunConfig
 
@@ -110,6 +110,22 @@ class CriticConfig(TrainerConfig):
     """PPO steps at the start in which only the critic is updated."""
 
 
+class EvaluationConfig(Section):
+    """What the policy's answers to held-out prompts (`data.held_out_rows`) are worth. They are compared with those of the policy's first
+    weights, sampled with the same seeds."""
+
+    every: PositiveInt = 10
+    """PPO steps between evaluations; before the first step and after the last there always is one."""
+    responses_per_prompt: PositiveInt = 1
+    """Answers sampled to each held-out prompt."""
+    judge: FunctionConfig | None = None
+    """Python function that says which answers are better; what pays does where it is not given. The judge itself pays nothing."""
+    best: Literal["win_rate", "score", "judged"] = "win_rate"
+    """What the best checkpoint has most of: wins against the first weights' answers, the mean of what pays, or of what the judge says."""
+    export: Literal["last", "best"] = "last"
+    """Which weights become the export: the last, or those of the best evaluation. Both have a checkpoint in any case."""
+
+
 class PPOStage(Section):
     """Reinforcement learning from human feedback with PPO."""
 
@@ -135,6 +151,8 @@ class PPOStage(Section):
     """From policy to engines."""
     ppo: PPOConfig
     """The algorithm."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out prompts; there is none without `data.held_out_rows`."""
 
     @model_validator(mode="after")
     def _models_given(self) -> Self:
@@ -148,6 +166,18 @@ class PPOStage(Section):
             raise refuse("critic.model", "missing", f"{MODEL}, as critic.init_from is 'model'")
         if self.critic.init_from != "model" and self.critic.model is not None:
             raise refuse("critic.init_from", f"got {self.critic.init_from!r} beside a critic.model", "'model'")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_decides(self) -> Self:
+        if self.evaluation.best == "judged" and self.evaluation.judge is None:
+            raise refuse("evaluation.best", "got 'judged' without evaluation.judge", "'win_rate' or 'score'")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_has_prompts(self) -> Self:
+        if self.data.held_out_rows == 0 and self.evaluation != EvaluationConfig():
+            raise refuse("data.held_out_rows", "got 0 beside a section evaluation", "a whole number of at least 1")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from configs.schema.base import NonNegativeFloat, Section, refuse
 from configs.schema.data import PromptDataConfig
-from configs.schema.rewards import RewardFunctionConfig
+from configs.schema.rewards import FunctionConfig
 from configs.schema.rollout import RolloutConfig
 from configs.schema.run import ClusterConfig, RunConfig
 
@@ -20,7 +20,7 @@ class SampledModelConfig(Section):
     """Folder or hub name of a Hugging Face model."""
 
 
-class AnnotatorConfig(RewardFunctionConfig):
+class AnnotatorConfig(FunctionConfig):
     """Who ranks: a function called as a reward function is. Of two answers the one with the larger number is the better."""
 
     tie_margin: NonNegativeFloat = 0.0

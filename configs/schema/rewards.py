@@ -27,19 +27,24 @@ class RewardModelConfig(FrozenConfig):
     """Subtract the mean and divide by the deviation of its scores on held-out data, stored with the model."""
 
 
-class RewardFunctionConfig(Section):
+class FunctionConfig(Section):
     """A Python function `(prompt: str, response: str, **columns) -> float` in a worker process of its own."""
 
     function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
     """`module:function`, importable from where the run was started."""
-    weight: FiniteFloat = 1.0
-    """Factor in the sum of rewards."""
     timeout_s: PositiveFloat = 30.0
     """Longest time for one answer; then the worker is killed and the call counts as failed."""
     retries: NonNegativeInt = 2
     """Further tries of a call that raised, timed out or gave something not finite; then the step stops. It never becomes zero."""
     num_workers: PositiveInt = 1
     """Worker processes."""
+
+
+class RewardFunctionConfig(FunctionConfig):
+    """A Python function that pays."""
+
+    weight: FiniteFloat = 1.0
+    """Factor in the sum of rewards."""
 
 
 class RewardConfig(Section):

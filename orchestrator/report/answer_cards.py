@@ -70,6 +70,8 @@ def early_and_late_section(found: EarlyAndLate) -> Markup:
     pairs = list(zip(found.early, found.late, strict=True))
     if found.same_prompts:
         note = "Prompts of the last step with its answers, and those of the first step that had them; the first answer of each."
+        if found.held_out:
+            note = "The first held-out prompts, with the first answer to each before the first step and in the last evaluation."
         cards = [exchange_card(Exchange(prompt=b.prompt, answers=(*a.answers, *b.answers))) for a, b in pairs]
     else:
         note = "The last step had no prompt that an earlier one had: these are answers to different prompts."

@@ -13,6 +13,7 @@ from typing import Any
 
 from actors.errors import PreceptorError
 from configs.schema.rank import RankStage
+from orchestrator.wins import win_frac
 
 SHOWN_PROMPTS = 12
 
@@ -145,7 +146,9 @@ def _judge(config: RankStage) -> tuple[str, float]:
 
 def _comparison(stages: Sequence[tuple[str, list[RankedRow]]], tie_margin: float) -> Comparison:
     _, first = stages[0]
-    wins = [(None, None), *(win_frac(first, rows, tie_margin=tie_margin) for _, rows in stages[1:])]
+    wins: list[tuple[float | None, float | None]] = [(None, None)]
+    for _, rows in stages[1:]:
+        wins.append(win_frac([row.scores for row in first], [row.scores for row in rows], tie_margin=tie_margin))
     return Comparison(
         num_prompts=len(first),
         figures=tuple(_figures(name, rows, win) for (name, rows), win in zip(stages, wins, strict=True)),
@@ -174,30 +177,3 @@ def _figures(name: str, rows: Sequence[RankedRow], win: tuple[float | None, floa
         distinct_frac=distinct_frac(rows),
         mean_words=sum(words) / len(words),
     )
-
-
-def win_frac(
-    first: Sequence[RankedRow], later: Sequence[RankedRow], *, tie_margin: float
-) -> tuple[float, float | None]:
-    """Share of all pairs of answers to the same prompt in which the later one has the higher number, half for those that lie no further
-    apart than `tie_margin`; and its standard error, with prompts as what was drawn at random (None for a single one).
-
-    Both have the same prompts in the same order, at least one, and each the same number of answers to every prompt.
-    """
-    of_prompts = [
-        sum(_win(b - a, tie_margin) for a in before.scores for b in after.scores)
-        / (len(before.scores) * len(after.scores))
-        for before, after in zip(first, later, strict=True)
-    ]
-    number = len(of_prompts)
-    mean = sum(of_prompts) / number
-    if number == 1:
-        return mean, None
-    variance = sum((share - mean) ** 2 for share in of_prompts) / (number - 1)
-    return mean, (variance / number) ** 0.5
-
-
-def _win(lead: float, tie_margin: float) -> float:
-    if abs(lead) <= tie_margin:
-        return 0.5
-    return 1.0 if lead > 0 else 0.0

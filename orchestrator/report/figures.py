@@ -59,7 +59,16 @@ RANK = (
 )
 PPO = (
     Wanted(title="Reward", metrics={"score": "mean score"}),
-    Wanted(title="KL from the reference", metrics={"kl": "KL"}, unit="nats per answer", from_zero=True),
+    Wanted(
+        title="Held-out answers", metrics={"held_out/score": "score", "held_out/judged": "judge"}, unit="mean number"
+    ),
+    Wanted(title="Win rate", metrics={"held_out/win_rate": "held out, against the first weights"}),
+    Wanted(
+        title="KL from the reference",
+        metrics={"kl": "training", "held_out/kl": "held out"},
+        unit="nats per answer",
+        from_zero=True,
+    ),
     Wanted(title="Tokens per answer", metrics={"response_tokens": "mean"}, from_zero=True),
     Wanted(title="Truncated answers", metrics={"truncated_frac": "share"}, from_zero=True),
     Wanted(title="Entropy", metrics={"policy/entropy": "policy"}, unit="nats per token"),
@@ -117,7 +126,11 @@ def headline(stage: StageReport) -> str:
         return _rank_headline(stage)
     if isinstance(stage.config, PPOStage):
         kl = stage.metrics.get("kl", ())
-        return f"reward {_change(stage.metrics['score'])}" + (f", KL {short(kl[-1][1])}" if kl else "")
+        wins = stage.metrics.get("held_out/win_rate", ())
+        parts = [f"reward {_change(stage.metrics['score'])}"]
+        parts += [f"KL {short(kl[-1][1])}"] if kl else []
+        parts += [f"held-out win rate {percent(wins[-1][1])}"] if wins else []
+        return ", ".join(parts)
     if stage.evaluation is not None:
         found = stage.evaluation
         pairs = f"held-out accuracy {percent(found.pair_accuracy)} of {counted(found.num_pairs, 'pair')}"

@@ -15,11 +15,12 @@ from configs.load import load_config
 from configs.schema import Config, Pipeline, Stage
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
+from orchestrator.evaluation import EVALUATIONS_FOLDER, evaluation_file, read_evaluation
 from orchestrator.ledger import Entry, Ledger, LedgerEntry, SupervisedEntry
 from orchestrator.lineage import LINEAGE_FILE, Lineage, read_lineage
 from orchestrator.report.answers import Comparison, RankedRow, compare, read_rankings
 from orchestrator.report.phases import seconds_by_phase
-from orchestrator.report.trajectories import EarlyAndLate, early_and_late
+from orchestrator.report.trajectories import EarlyAndLate, early_and_late, held_out_answers
 from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, EXPORT_FOLDER, PLAN_FILE, rankings_file, require_run
 
 Points = tuple[tuple[int, float], ...]
@@ -100,6 +101,10 @@ def _read_stage(name: str, config: Stage, folder: Path) -> StageReport:
     ppo = _entries(Ledger(folder, LedgerEntry)) if isinstance(config, PPOStage) else []
     others = _entries(Ledger(folder, SupervisedEntry)) if not isinstance(config, PPOStage) else []
     num_steps = len(ppo) + len(others)
+    metrics = _series([*ppo, *others])
+    if ppo and evaluation_file(folder / EVALUATIONS_FOLDER, 0).exists():
+        first = read_evaluation(folder / EVALUATIONS_FOLDER, 0)
+        metrics |= {name: ((0, value), *metrics.get(name, ())) for name, value in first.metrics.items()}
     return StageReport(
         name=name,
         folder=folder,
@@ -107,11 +112,11 @@ def _read_stage(name: str, config: Stage, folder: Path) -> StageReport:
         state=_state(folder),
         num_steps=num_steps,
         seconds=_seconds(folder),
-        metrics=_series([*ppo, *others]),
+        metrics=metrics,
         phases=tuple(seconds_by_phase(ppo)),
         evaluation=_evaluation(folder / EXPORT_FOLDER / STATS_FILE),
         rankings=_rankings(folder, num_steps) if isinstance(config, RankStage) else (),
-        answers=early_and_late(folder, ppo),
+        answers=held_out_answers(folder, ppo) or early_and_late(folder, ppo),
         lineage=_lineage(folder / EXPORT_FOLDER),
     )
 

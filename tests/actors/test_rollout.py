@@ -100,13 +100,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("rollout")
     model = make_tiny_causal_lm(folder / "model", tied=True, vocab_size=VOCAB_SIZE)
     with local_ray():
-        pair = start_pair(model, folder, rollout_config(max_response_tokens=12, responses_per_prompt=3))
+        pair = start_pair(model, folder, rollout_config(max_response_tokens=12))
         pair.sync()
         yield pair
 
 
 def generate(pair: Pair, **changes: object) -> Trajectories:
-    return pair.call(Rollout.generate, unit(pair.version, **changes))[0]  # type: ignore[arg-type]
+    return pair.call(Rollout.generate, unit(pair.version, responses=3, **changes))[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_an_engine_says_what_it_started_with(pair: Pair) -> None:
 
 @pytest.mark.slow
 def test_answers_are_prompt_major_with_ids_of_step_slot_and_sample(pair: Pair) -> None:
-    made, summary = pair.call(Rollout.generate, unit(pair.version, step=3, rows=(0, 2)))
+    made, summary = pair.call(Rollout.generate, unit(pair.version, step=3, rows=(0, 2), responses=3))
     assert made.ids == tuple(f"00000003/{slot:06d}/{sample:03d}" for slot in (4, 5) for sample in range(3))
     assert made.prompt_ids == ("0", "0", "0", "2", "2", "2")
     starts = [made.tokens.split(made.lengths)[i][: made.turn_offsets[i][0]].tolist() for i in range(6)]
@@ -224,12 +224,12 @@ def test_a_prompt_and_answer_longer_than_the_model_are_refused(pair: Pair, tmp_p
 def test_an_engine_with_a_models_own_weights_answers_as_the_model_does(pair: Pair, tmp_path: Path) -> None:
     """As stage `rank` uses it: an exported model in vLLM gives the log-probabilities that it gives in transformers."""
     model = make_tiny_causal_lm(tmp_path / "model", tied=False, vocab_size=VOCAB_SIZE, seed=3)
-    config = rollout_config(max_response_tokens=12, responses_per_prompt=3, temperature=1.3)
+    config = rollout_config(max_response_tokens=12, temperature=1.3)
     environment = {"env_vars": engine_environment(config, 1, "cpu")}
     arguments = (context(tmp_path), config, None, prompt_file(tmp_path), str(model))
     engine = ray.remote(Rollout).options(runtime_env=environment).remote(*arguments)
     ray.get(engine.start.remote(), timeout=120)
-    made, _ = ray.get(engine.generate.remote(unit(0)), timeout=120)
+    made, _ = ray.get(engine.generate.remote(unit(0, responses=3)), timeout=120)
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     check_probe(probe_gap(made, plain_logprobs(plain, made, 1.3)), TOLERANCE)
     ray.kill(engine)

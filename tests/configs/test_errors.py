@@ -91,6 +91,18 @@ from tests.configs.small_files import PPO, lines, problems, write
             "reward={model: null, functions: [{function: a:f}]}",
             "critic.init_from: got 'reward' without a reward.model; allowed: 'policy' or 'model'",
         ),
+        (
+            "evaluation.every=5",
+            "data.held_out_rows: got 0 beside a section evaluation; allowed: a whole number of at least 1",
+        ),
+        (
+            "evaluation.best=judged",
+            "evaluation.best: got 'judged' without evaluation.judge; allowed: 'win_rate' or 'score'",
+        ),
+        (
+            "data={path: p.jsonl, max_rows: 5, held_out_rows: 5}",
+            "data.held_out_rows: got 5; allowed: less than max_rows (5)",
+        ),
     ],
 )
 def test_a_bad_value_is_named_with_key_got_and_allowed(ppo: Path, override: str, expected: str) -> None:

@@ -58,6 +58,15 @@ def test_a_rank_for_each_worker_of_a_reward_function() -> None:
     )
     assert plan.roles["reward_function_1"].num_ranks == 1
     assert plan.groups["reward_function_0"].num_bundles == 3
+    assert "judge" not in plan.roles
+
+
+def test_a_judge_of_held_out_answers_has_workers_of_its_own() -> None:
+    judged = {"judge": {"function": "a:f", "num_workers": 2}}
+    plan = plan_of(stage("data.held_out_rows=4", evaluation=judged))
+    assert plan.roles["judge"] == RolePlan(
+        role="judge", num_ranks=2, gpus_per_rank=0, threads=1, group="judge", device="cpu"
+    )
 
 
 def test_without_kl_there_is_no_reference_and_without_a_reward_model_no_reward_role() -> None:

@@ -93,8 +93,8 @@ SMALL = Machine(num_cpus=8, num_gpus=4, where="this machine")
         (
             ["critic.placement.group=reward_function_0"],
             LAPTOP,
-            "group of critic: got 'reward_function_0'; allowed: another name: groups reward_function_... belong to the workers "
-            "of reward.functions",
+            "group of critic: got 'reward_function_0'; allowed: another name: groups reward_function_... and judge belong to the "
+            "workers of functions",
         ),
         (
             ["critic.warmup_steps=10"],

@@ -52,7 +52,8 @@ def make_project(folder: Path) -> Path:
     """A folder to start runs from: model, prompts, rankings, reward function."""
     make_tiny_causal_lm(folder / "model", tied=True)
     names = [f"{colour} {animal}" for colour in ("red", "blue") for animal in ("cat", "dog", "fish")]
-    prompts = [{"id": name.replace(" ", "-"), "prompt": f"what is the {name} ?"} for name in names]
+    asked = [*names, *(f"old {animal}" for animal in ("cat", "dog"))]  # the last two are there to be held out
+    prompts = [{"id": name.replace(" ", "-"), "prompt": f"what is the {name} ?"} for name in asked]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     rankings = [
         {"prompt": f"is the {name} good ?", "responses": ["yes it is", "no"], "ranks": [1, 2]} for name in names * 4
@@ -71,7 +72,7 @@ def ppo_config(**changes: Any) -> dict[str, Any]:
         "stage": "ppo",
         "run": {"dir": "unset", "seed": 3, "deterministic": True, "checkpoint_every": 3},
         "cluster": {"start_timeout_s": START_S},
-        "data": {"path": "prompts.jsonl", "id_column": "id", "max_prompt_tokens": 16},
+        "data": {"path": "prompts.jsonl", "id_column": "id", "max_prompt_tokens": 16, "max_rows": 6},
         "policy": {"model": "model", **small},
         "critic": {"init_from": "policy", **small},
         "reference": {"engine": {"micro_batch_tokens": 64}, "placement": {"threads_per_rank": 1}},

@@ -47,8 +47,10 @@ def reference(project: Path) -> Path:
 
 
 def test_a_run_that_is_killed_in_every_way_ends_with_the_same_digests(project: Path, reference: Path) -> None:
+    """It is also evaluated on prompts that the other one does not have: that must change nothing."""
     run_dir = project / "disturbed"
-    with started(project, run_dir, ppo_config()) as driver:
+    evaluated = ppo_config(data={"max_rows": 8, "held_out_rows": 2}, evaluation={"every": 2})
+    with started(project, run_dir, evaluated) as driver:
         driver.committed(1)
         driver.caught("policy", "update")
         driver.process.kill()
@@ -81,6 +83,7 @@ def test_a_run_that_is_killed_in_every_way_ends_with_the_same_digests(project: P
     assert digests(run_dir) == digests(reference)
     assert controllers(run_dir) == controllers(reference)
     assert weights(run_dir) == weights(reference)
+    assert [path.stem for path in sorted(run_dir.glob("evaluations/*.json"))] == [f"{n:08d}" for n in (0, 2, 4, 6)]
     assert len(set(controllers(run_dir))) > 1, "the coefficient moves, so that a lost controller would show"
 
 

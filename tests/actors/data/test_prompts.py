@@ -56,6 +56,24 @@ def test_plain_text_needs_no_chat_template(write_rows: Write, tokenizer_folder: 
         load(path, tokenizer)
 
 
+def test_held_out_prompts_are_the_last_ones(write_rows: Write, tokenizer: Tokenizer) -> None:
+    path = write_rows([{"prompt": text} for text in ("red cat", "red", "blue", "red cat red cat", "green")])
+    dataset = load(path, tokenizer, held_out_rows=2)
+    assert (dataset.num_train, dataset.num_held_out, len(dataset)) == (3, 2, 5)
+    assert [dataset.row(index).text for index in range(3, 5)] == ["red cat red cat", "green"]
+    # one of them is too long
+    shorter = load(path, tokenizer, held_out_rows=2, max_prompt_tokens=7, overlong="drop")
+    assert (shorter.num_train, shorter.num_held_out, shorter.num_dropped) == (3, 1, 1)
+
+
+def test_some_prompts_are_left_to_learn_from_and_some_to_evaluate_on(write_rows: Write, tokenizer: Tokenizer) -> None:
+    path = write_rows([{"prompt": "red"}, {"prompt": "red cat red cat"}])
+    with pytest.raises(UserError, match=r"data\.held_out_rows: 2 of the 2 rows of .* leaves none to learn from"):
+        load(path, tokenizer, held_out_rows=2)
+    with pytest.raises(UserError, match=r"data\.max_prompt_tokens: all 1 held-out prompts of .* are longer than 7"):
+        load(path, tokenizer, held_out_rows=1, max_prompt_tokens=7, overlong="drop")
+
+
 def test_messages(write_rows: Write, tokenizer: Tokenizer) -> None:
     row = load(write_rows([{"turns": CHAT, "prompt": "x"}]), tokenizer, prompt_column="turns").row(0)
     assert row.token_ids == ids(

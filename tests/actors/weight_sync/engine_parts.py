@@ -160,12 +160,15 @@ def plain_logprobs(policy: PreTrainedModel, trajectories: Trajectories, temperat
     return torch.cat(rows)
 
 
-def unit(version: int, *, step: int = 3, seed: int = 11, rows: tuple[int, ...] = (0, 2, 1)) -> GenerationUnit:
+def unit(
+    version: int, *, step: int = 3, seed: int = 11, rows: tuple[int, ...] = (0, 2, 1), responses: int = 2
+) -> GenerationUnit:
     return GenerationUnit(
         step=step,
         wave=1,
         prompt_indices=rows,
         prompt_slots=tuple(range(4, 4 + len(rows))),
+        responses_per_prompt=responses,
         seed=seed,
         policy_version=version,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from actors.algorithms.moments import Moments
 from actors.tasks import Busy, WaveSummary, WrittenFile
 from configs.load import dump_config, load_config
 from configs.schema import Pipeline
+from orchestrator.evaluation import EVALUATIONS_FOLDER, Evaluation, evaluation_file
 from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, SupervisedEntry
 from orchestrator.run_dir import rankings_file
 
@@ -91,8 +94,26 @@ def write_rankings(folder: Path, rows: Sequence[tuple[str, Sequence[str], Sequen
     commit(folder, 1, score=0.5, tied_frac=0.0, distinct_frac=1.0, response_tokens=4.0, truncated_frac=0.0)
 
 
-def ppo_step(folder: Path, step: int, exchanges: Sequence[tuple[str, str, str, float]]) -> None:
-    """A committed step with stored trajectories: (prompt's id, prompt, response, score)."""
+def evaluation(folder: Path, step: int, metrics: dict[str, float], answers: dict[str, str]) -> None:
+    """An evaluation of PPO, with one answer to each prompt by its id."""
+    found = Evaluation(step=step, metrics=metrics, judged={prompt_id: [0.5] for prompt_id in answers})
+    path = evaluation_file(folder / EVALUATIONS_FOLDER, step)
+    path.with_suffix("").mkdir(parents=True)
+    path.write_text(json.dumps(asdict(found)), "utf-8")
+    rows = [
+        {"prompt_id": one, "prompt": f"prompt {one}", "response": text, "judged": 0.5} for one, text in answers.items()
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (path.with_suffix("") / "wave-0000-rank-0000.jsonl").write_text(lines, "utf-8")
+
+
+def ppo_step(
+    folder: Path,
+    step: int,
+    exchanges: Sequence[tuple[str, str, str, float]],
+    more: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """A committed step with stored trajectories: (prompt's id, prompt, response, score). `more` metrics than usual."""
     name = f"trajectories/{step:08d}/wave.parquet"
     (folder / name).parent.mkdir(parents=True)
     ids, prompts, responses, scores = zip(*exchanges, strict=True)
@@ -123,6 +144,7 @@ def ppo_step(folder: Path, step: int, exchanges: Sequence[tuple[str, str, str, f
             "kl_coef": 0.05,
             "critic/value_loss": 1.0,
             "tokens_per_s": float("nan"),
+            **more,
         },
         seconds={"generate": 3.0, "score": 1.0, "experience": 0.5, "update": 4.0, "sync": 1.0, "digest": 0.5},
     )

@@ -16,7 +16,6 @@ from orchestrator.report.answers import (
     distinct_frac,
     read_rankings,
     tied_frac,
-    win_frac,
 )
 
 
@@ -38,21 +37,6 @@ def stage(function: str = "judges:good", tie_margin: float = 0.0) -> RankStage:
             "annotator": {"function": function, "tie_margin": tie_margin},
         }
     )
-
-
-def test_a_win_rate_by_hand() -> None:
-    """First prompt: 2 beats 1, 2 ties 2, 3 beats 1 and 2: 3.5 of 4. Second: nothing is won. Together 3.5 of 8."""
-    first = [row("a", [1, 2]), row("b", [5, 5])]
-    later = [row("a", [2, 3]), row("b", [1, 0])]
-    share, error = win_frac(first, later, tie_margin=0)
-    assert share == 3.5 / 8
-    # deviations of +-0.4375 from the mean: sqrt(2 * 0.4375^2 / 1 / 2)
-    assert error == pytest.approx(0.4375)
-    assert win_frac(later, first, tie_margin=0) == (1 - share, error)
-    assert win_frac(first, first, tie_margin=0) == (0.5, 0.0)
-    # within a margin of 1 the first prompt's 3 against 1 alone is a win
-    assert win_frac(first, later, tie_margin=1)[0] == (2.5 + 0) / 8
-    assert win_frac(first[:1], later[:1], tie_margin=0) == (0.875, None)
 
 
 def test_ties_and_repetitions() -> None:

@@ -15,6 +15,7 @@ from actors.supervised_trainer import write_evaluation
 from orchestrator import cli
 from orchestrator.ledger import Ledger, LedgerEntry
 from orchestrator.lineage import LINEAGE_FILE
+from orchestrator.report.figures import headline
 from orchestrator.report.phases import REST, seconds_by_phase
 from orchestrator.report.run import read_run
 from orchestrator.report.trajectories import early_and_late
@@ -23,6 +24,7 @@ from tests.orchestrator.report.made_runs import (
     REWARD,
     begin,
     commit,
+    evaluation,
     finish,
     ppo_step,
     rank_section,
@@ -218,6 +220,29 @@ def test_prompts_that_come_again_are_shown_with_both_answers(tmp_path: Path) -> 
         ("prompt a", "step 4", "a in 4"),
     ]
     assert early_and_late(tmp_path / "run", entries[:1]) is None
+
+
+def test_held_out_answers_are_shown_from_before_the_first_step_to_the_last_evaluation(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_config(run, PPO)
+    begin(run)
+    evaluation(run, 0, {"held_out/score": 0.5}, {"x": "early x", "y": "early y"})
+    ppo_step(run, 1, [("a", "prompt a", "a", 0.0)])
+    evaluation(run, 2, {"held_out/score": 0.75, "held_out/win_rate": 0.8}, {"y": "late y", "x": "late x"})
+    ppo_step(run, 2, [("a", "prompt a", "a", 0.0)], {"held_out/score": 0.75, "held_out/win_rate": 0.8})
+    (stage,) = read_run(str(run)).stages
+    assert stage.metrics["held_out/score"] == ((0, 0.5), (2, 0.75))
+    assert stage.metrics["held_out/win_rate"] == ((2, 0.8),)
+    assert headline(stage).endswith("held-out win rate 80.0%")
+    found = stage.answers
+    assert found is not None
+    assert found.held_out
+    assert [(one.prompt, one.answers[0].source, one.answers[0].text) for one in (*found.early, *found.late)] == [
+        ("prompt x", "before step 1", "early x"),
+        ("prompt y", "before step 1", "early y"),
+        ("prompt x", "step 2", "late x"),
+        ("prompt y", "step 2", "late y"),
+    ]
 
 
 def test_a_pause_is_not_the_rest_of_a_step(tmp_path: Path) -> None:
