@@ -32,6 +32,8 @@ RECIPE = Path("configs/recipes/demo-dpo.yaml")
 INPUTS = "runs/demo-inputs"
 """Where the recipe has its inputs; each seed's stand elsewhere."""
 LAST_STEPS = 5
+BATCH = 64
+"""Answers in one forward pass."""
 TUNED = {"PPO": "after", "DPO": "after_dpo"}
 """The ways to learn from the rankings, and the stages that measure what came of them."""
 
@@ -102,21 +104,32 @@ def divergence(model: Path, reference: Path, rows: Sequence[Row]) -> float:
 def _logprobs(folder: Path, rows: Iterable[Row]) -> list[float]:
     """Of each answer with its end token."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    found = []
+    texts, starts = [], []
     for row in rows:
         asked = [{"role": "user", "content": row["prompt"]}]
         text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
         for response in row["responses"]:
             answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            with torch.inference_mode():
-                logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-            chosen = torch.log_softmax(logits, -1).gather(1, torch.tensor(answer)[:, None])
-            found.append(float(chosen.sum()))
+            texts.append(torch.tensor(prompt + answer))
+            starts.append(len(prompt))
+    found: list[float] = []
+    for first in range(0, len(texts), BATCH):
+        some, from_ = texts[first : first + BATCH], starts[first : first + BATCH]
+        # padding follows the answers, and a token sees none that follows it
+        tokens = pad_sequence(some, batch_first=True)
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(model(tokens).logits[:, :-1], -1)
+        chosen = logprobs.gather(2, tokens[:, 1:, None])[:, :, 0]
+        found += [
+            float(chosen[at, start - 1 : len(text) - 1].sum())
+            for at, (text, start) in enumerate(zip(some, from_, strict=True))
+        ]
     return found
 
 
