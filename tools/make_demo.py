@@ -2,11 +2,11 @@
 
 python -m tools.make_demo OUT [--seed N]     the same seed, the same bytes
 
-OUT/model                     a Llama of three layers with random weights, whose tokens are the grammar's words
-OUT/documents.jsonl           what it is pretrained on
-OUT/chats.jsonl               what it is fine-tuned on: questions, and what careless people answered
-OUT/prompts.jsonl             questions for rankings and PPO, each with the name of the annotator who will rank
-OUT/held_out_prompts.jsonl    questions that stand in no other file, for measuring
+OUT/model             a Llama of three layers with random weights, whose tokens are the grammar's words
+OUT/documents.jsonl   what it is pretrained on
+OUT/chats.jsonl       what it is fine-tuned on: questions, and what careless people answered
+OUT/prompts.jsonl     questions for rankings and PPO, each with the name of the annotator who will rank; the last 128 stand in no
+                      other file: nothing is learned from them
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NUM_DOCUMENTS, NUM_CHATS, NUM_PROMPTS, NUM_HELD_OUT, NUM_ANNOTATORS = 4000, 4000
 
 
 def make_data(out: Path, seed: int) -> None:
-    """The four files."""
+    """The three files."""
     rng = random.Random(seed)
     asked = list(questions())
     rng.shuffle(asked)
@@ -49,11 +49,9 @@ def make_data(out: Path, seed: int) -> None:
                 "prompt": question,
                 "annotator": f"seed {seed}, person {rng.randrange(NUM_ANNOTATORS)}",
             }
-            for n, (question, _) in enumerate(known[:NUM_PROMPTS])
+            for n, (question, _) in enumerate((*known[:NUM_PROMPTS], *held_out))
         ),
     )
-    held_out_rows = ({"id": f"held-out-{n}", "prompt": question} for n, (question, _) in enumerate(held_out))
-    _write(out / "held_out_prompts.jsonl", held_out_rows)
 
 
 def _chat(rng: random.Random, question: str, asks: tuple[str, str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from examples.demo.grammar import ANIMALS, FACTS, RIGHT, WRONG, answer, document
 from examples.demo.people import NOISE_STD, noise_ceiling, noisy_utility, utility
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("documents.jsonl", "chats.jsonl", "prompts.jsonl", "held_out_prompts.jsonl")
+FILES = ("documents.jsonl", "chats.jsonl", "prompts.jsonl")
 
 
 def start(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -75,8 +75,8 @@ def test_the_generator_gives_the_same_bytes(inputs: Path, tmp_path: Path) -> Non
 
 
 def test_held_out_prompts_stand_in_no_other_file(inputs: Path) -> None:
-    held_out = {json.loads(line)["prompt"] for line in (inputs / "held_out_prompts.jsonl").read_text().splitlines()}
-    seen = {json.loads(line)["prompt"] for line in (inputs / "prompts.jsonl").read_text().splitlines()}
+    prompts = [json.loads(line)["prompt"] for line in (inputs / "prompts.jsonl").read_text().splitlines()]
+    seen, held_out = set(prompts[:-128]), set(prompts[-128:])
     seen |= {json.loads(line)["messages"][0]["content"] for line in (inputs / "chats.jsonl").read_text().splitlines()}
     assert len(held_out) == 128
     assert held_out & seen == set()
