@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.errors import UserError
 from configs.schema import SupervisedStage, stage_models
@@ -16,6 +16,9 @@ from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
 from configs.schema.supervised import DPOStage
+
+if TYPE_CHECKING:
+    from actors.data.reward_reader import RewardReader
 
 Architecture = Mapping[str, Any]
 """What of a model's `config.json` decides the shapes of its tensors; and `weights`, a digest of them, where the run promises bits."""
@@ -33,6 +36,8 @@ class PromptFacts:
     """Of what was read, before tokens."""
     models: Mapping[str, Architecture]
     """By the model's key."""
+    why_text: str | None = None
+    """Why answers have to reach the reward model as text; None where it reads the policy's tokens, or there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +83,14 @@ def check_ppo(config: PPOStage, *, unmade: frozenset[str] = frozenset()) -> Prom
         except UserError as error:
             raise UserError(f"reward.functions.{number}.function: {error}") from error
     tokenizer = load_tokenizer(models["policy.model"])
-    _require_same_tokenizer(models, tokenizer)
+    reader = _reward_reader(config, tokenizer)
+    why_text = reader.why_text(tokenizer) if reader is not None else None
+    reading_tokens = {key: model for key, model in models.items() if why_text is None or key != "reward.model.model"}
+    _require_same_tokenizer(reading_tokens, tokenizer)
     prompts = PromptDataset.load(config.data, tokenizer)
-    _check_windows(models, configs, prompts.longest, config)
+    _check_windows(reading_tokens, configs, prompts.longest, config)
+    if reader is not None and why_text is not None:
+        reader.check(prompts.prompts)
     return PromptFacts(
         num_prompts=len(prompts),
         num_dropped=prompts.num_dropped,
@@ -91,6 +101,7 @@ def check_ppo(config: PPOStage, *, unmade: frozenset[str] = frozenset()) -> Prom
             key: _architecture(found, models[key], digest=config.run.deterministic and key not in unmade)
             for key, found in configs.items()
         },
+        why_text=why_text,
     )
 
 
@@ -210,8 +221,33 @@ def _require_same_vocabulary(models: Mapping[str, str], configs: Mapping[str, Ma
         )
 
 
+def _reward_reader(config: PPOStage, tokenizer: Any) -> RewardReader | None:
+    """How the reward model reads texts; None without one.
+
+    Raises:
+        UserError: for a critic that would start from a reward model of another tokenizer.
+    """
+    from actors.data.reward_reader import RewardReader
+    from actors.data.tokenizer import difference
+
+    reward = config.reward.model
+    if reward is None:
+        return None
+    try:
+        reader = RewardReader(reward, config.data)
+    except UserError as error:
+        raise UserError(f"reward.model.model: {error}") from error
+    what = difference(tokenizer, reader.tokenizer)
+    if what is not None and config.critic.init_from == "reward":
+        raise UserError(
+            f"critic.init_from: got 'reward', but the tokenizers of {config.policy.model!r} (policy) and {reward.model!r} (reward model) "
+            f"differ: {what}. Allowed: 'policy', or 'model' with a critic.model that was trained with the policy's tokenizer"
+        )
+    return reader
+
+
 def _require_same_tokenizer(models: Mapping[str, str], tokenizer: Any) -> None:
-    """All models of the stage read the policy's token ids as they are."""
+    """These models read the policy's token ids as they are."""
     from actors.data.tokenizer import difference, load_tokenizer
 
     policy = models["policy.model"]

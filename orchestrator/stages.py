@@ -49,6 +49,8 @@ def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Calla
         progress.note(
             f"{facts.num_prompts} prompts, longest {facts.longest_tokens} tokens, {facts.num_dropped} left out for length"
         )
+        if facts.why_text is not None:
+            progress.note(f"answers are handed to the reward model as text: {facts.why_text}")
         same_models(run_dir, facts.models)
         same_data(run_dir, facts.fingerprint, config.data.path)
         on_ready(plan)
@@ -152,7 +154,7 @@ def ppo_roles(config: PPOStage, plan: PPOPlan) -> dict[str, RoleSpec]:
         ),
     }
     if reward is not None:
-        specs["reward"] = RoleSpec(role_class=Reward, args=(reward,))
+        specs["reward"] = RoleSpec(role_class=Reward, args=(reward, config.data, policy_model))
     for number, function in enumerate(config.reward.functions):
         specs[f"reward_function_{number}"] = RoleSpec(
             role_class=RewardWorker, args=(function, config.data, policy_model)

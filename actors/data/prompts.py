@@ -60,7 +60,8 @@ class PromptDataset:
         self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], *, fingerprint: str, num_dropped: int
     ) -> None:
         assert len(prompts) == len(token_ids)
-        self._prompts = tuple(prompts)
+        self.prompts = tuple(prompts)
+        """[N] as the rows have them."""
         self._tokens = array("i")
         self._bounds = [0]
         for ids in token_ids:
@@ -99,11 +100,11 @@ class PromptDataset:
         return PromptDataset(kept, token_ids, fingerprint=rows.fingerprint, num_dropped=len(prompts) - len(kept))
 
     def __len__(self) -> int:
-        return len(self._prompts)
+        return len(self.prompts)
 
     def row(self, index: int) -> PromptRow:
         """Prompt `index` of the dataset (of those kept)."""
-        prompt = self._prompts[index]
+        prompt = self.prompts[index]
         return PromptRow(
             id=prompt.id,
             text=prompt_text(prompt),
