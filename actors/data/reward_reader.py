@@ -15,6 +15,8 @@ from actors.models.checks import read_model_config, window
 from configs.schema.data import PromptDataConfig
 from configs.schema.rewards import RewardModelConfig
 
+KEY = "reward.model.model"
+"""What errors name."""
 STAND_IN = "."
 """The answer with which prompts are checked before there are answers."""
 
@@ -63,7 +65,7 @@ class RewardReader:
             try:
                 (sequence,) = self._encode([prompt], [response], [cut_off])
             except UserError as error:
-                raise RewardFailed(prompt.id, f"reward.model: {error}") from error
+                raise RewardFailed(prompt.id, str(error)) from error
             if misfit := self._misfit(sequence):
                 raise RewardFailed(prompt.id, f"prompt and answer {misfit}")
             sequences.append(sequence)
@@ -82,7 +84,7 @@ class RewardReader:
             sequences = self._encode(batch, [STAND_IN] * len(batch), [False] * len(batch))
             for prompt, sequence in zip(batch, sequences, strict=True):
                 if misfit := self._misfit(sequence):
-                    raise UserError(f"reward.model.model: {prompt.where}: the prompt and the shortest answer {misfit}")
+                    raise UserError(f"{KEY}: {prompt.where}: the prompt and the shortest answer {misfit}")
 
     def _misfit(self, sequence: Sequence[int]) -> str | None:
         if 1 <= len(sequence) <= self._longest:
@@ -91,7 +93,7 @@ class RewardReader:
 
     def _encode(self, prompts: Sequence[Prompt], responses: Sequence[str], cut_off: Sequence[bool]) -> list[list[int]]:
         answers = [
-            answer_to(prompt.content, response, where=prompt.where, chat_template=self._wraps, cut_off=cut)
+            answer_to(prompt.content, response, where=f"{KEY}: {prompt.where}", chat_template=self._wraps, cut_off=cut)
             for prompt, response, cut in zip(prompts, responses, cut_off, strict=True)
         ]
         pairs = encode_answers(answers, self.tokenizer, chat_template=self._wraps)

@@ -152,7 +152,9 @@ def test_prompts_are_checked_before_there_are_answers(models: Path, write_file: 
         reader(bare, path).check(prompts)
     reader(bare, path, chat_template=False).check(prompts)
     refusing = "{{ raise_exception('no system turn') }}"
-    with pytest.raises(UserError, match=r"prompts.jsonl:1: the model's chat template refuses .* no system turn"):
+    with pytest.raises(
+        UserError, match=r"^reward.model.model: .*prompts.jsonl:1: the model's chat template refuses .* no system turn"
+    ):
         reader(changed(tmp_path / "strict", models / "letters", chat_template=refusing), path).check(prompts)
 
 
@@ -163,5 +165,5 @@ def test_an_answer_that_the_template_refuses_stops_the_step(models: Path, write_
     of_model = reader(changed(tmp_path / "strict", models / "letters", chat_template=template), path)
     prompts = read_prompts(PromptDataConfig(path=path))[1]
     of_model.check(prompts)
-    with pytest.raises(RewardFailed, match=r"no reward for prompt '0': .*not that"):
+    with pytest.raises(RewardFailed, match=r"no reward for prompt '0': reward.model.model: .*not that"):
         of_model.encode(prompts, ["bad"], [False])
