@@ -85,7 +85,9 @@ def check_ppo(config: PPOStage, *, unmade: frozenset[str] = frozenset()) -> Prom
     tokenizer = load_tokenizer(models["policy.model"])
     reader = _reward_reader(config, tokenizer)
     why_text = reader.why_text(tokenizer) if reader is not None else None
-    reading_tokens = {key: model for key, model in models.items() if why_text is None or key != "reward.model.model"}
+    # a critic that starts from the reward model reads tokens, whatever the reward model reads
+    only_texts = {"reward.model.model"} if why_text is not None and config.critic.init_from != "reward" else set()
+    reading_tokens = {key: model for key, model in models.items() if key not in only_texts}
     _require_same_tokenizer(reading_tokens, tokenizer)
     prompts = PromptDataset.load(config.data, tokenizer)
     _check_windows(reading_tokens, configs, prompts.longest, config)

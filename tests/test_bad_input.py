@@ -157,6 +157,13 @@ def reward_model_of_letters_without_a_template(job: Job) -> list[str]:
     return ["critic.init_from=policy"]
 
 
+def critic_from_a_reward_model_of_another_template_and_a_smaller_window(job: Job) -> list[str]:
+    """As text the prompts would fit, but the critic reads the policy's tokens."""
+    (job.folder / "reward" / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    job.edit("reward/config.json", max_position_embeddings=21)
+    return []
+
+
 def reward_model_without_a_tokenizer(job: Job) -> list[str]:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (job.folder / "reward" / name).unlink()
@@ -277,6 +284,10 @@ CASES: list[tuple[Callable[[Job], list[str]] | list[str], list[str]]] = [
     (
         reward_model_of_letters_without_a_template,
         ["reward.model.chat_template", "no chat template", "reward.model.chat_template: false"],
+    ),
+    (
+        critic_from_a_reward_model_of_another_template_and_a_smaller_window,
+        ["reward.model.model: the longest prompt", "window", "21"],
     ),
     (reward_model_without_a_tokenizer, ["reward.model.model", "cannot load its tokenizer"]),
     (critic_of_another_tokenizer, ["critic.model: the tokenizers", "differ", "'yes' and 'no'"]),
