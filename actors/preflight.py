@@ -19,6 +19,7 @@ from configs.schema.supervised import DPOStage
 
 if TYPE_CHECKING:
     from actors.data.prompts import PromptDataset
+    from actors.data.reward_reader import RewardReader
 
 Architecture = Mapping[str, Any]
 """What of a model's `config.json` decides the shapes of its tensors; and `weights`, a digest of them, where the run promises bits."""
@@ -39,6 +40,8 @@ class PromptFacts:
     """Of what was read, before tokens."""
     models: Mapping[str, Architecture]
     """By the model's key."""
+    why_text: str | None = None
+    """Why answers have to reach the reward model as text; None where it reads the policy's tokens, or there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +90,23 @@ def check_ppo(config: PPOStage, *, unmade: frozenset[str] = frozenset()) -> Prom
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
     tokenizer = load_tokenizer(models["policy.model"])
-    _require_same_tokenizer(models, tokenizer)
+    reader = _reward_reader(config, tokenizer)
+    why_text = reader.why_text(tokenizer) if reader is not None else None
+    # a critic that starts from the reward model reads tokens, whatever the reward model reads
+    only_texts = {"reward.model.model"} if why_text is not None and config.critic.init_from != "reward" else set()
+    reading_tokens = {key: model for key, model in models.items() if key not in only_texts}
+    _require_same_tokenizer(reading_tokens, tokenizer)
     prompts = PromptDataset.load(config.data, tokenizer)
-    _check_windows(models, configs, prompts.longest, config)
+    _check_windows(reading_tokens, configs, prompts.longest, config)
+    if reader is not None and why_text is not None:
+        reader.check(prompts.prompts)
     return _prompt_facts(
         prompts,
         {
             key: _architecture(found, models[key], digest=config.run.deterministic and key not in unmade)
             for key, found in configs.items()
         },
+        why_text=why_text,
     )
 
 
@@ -161,7 +172,9 @@ def check_rank(config: RankStage) -> PromptFacts:
     return _prompt_facts(prompts, {"policy.model": _architecture(found, model, digest=config.run.deterministic)})
 
 
-def _prompt_facts(prompts: PromptDataset, models: Mapping[str, Architecture]) -> PromptFacts:
+def _prompt_facts(
+    prompts: PromptDataset, models: Mapping[str, Architecture], *, why_text: str | None = None
+) -> PromptFacts:
     return PromptFacts(
         num_prompts=prompts.num_train,
         num_held_out=prompts.num_held_out,
@@ -170,6 +183,7 @@ def _prompt_facts(prompts: PromptDataset, models: Mapping[str, Architecture]) ->
         fingerprint=prompts.fingerprint,
         rows_fingerprint=prompts.rows_fingerprint,
         models=models,
+        why_text=why_text,
     )
 
 
@@ -220,8 +234,33 @@ def _require_same_vocabulary(models: Mapping[str, str], configs: Mapping[str, Ma
         )
 
 
+def _reward_reader(config: PPOStage, tokenizer: Any) -> RewardReader | None:
+    """How the reward model reads texts; None without one.
+
+    Raises:
+        UserError: for a critic that would start from a reward model of another tokenizer.
+    """
+    from actors.data.reward_reader import RewardReader
+    from actors.data.tokenizer import difference
+
+    reward = config.reward.model
+    if reward is None:
+        return None
+    try:
+        reader = RewardReader(reward, config.data)
+    except UserError as error:
+        raise UserError(f"reward.model.model: {error}") from error
+    what = difference(tokenizer, reader.tokenizer)
+    if what is not None and config.critic.init_from == "reward":
+        raise UserError(
+            f"critic.init_from: got 'reward', but the tokenizers of {config.policy.model!r} (policy) and {reward.model!r} (reward model) "
+            f"differ: {what}. Allowed: 'policy', or 'model' with a critic.model that was trained with the policy's tokenizer"
+        )
+    return reader
+
+
 def _require_same_tokenizer(models: Mapping[str, str], tokenizer: Any) -> None:
-    """All models of the stage read the policy's token ids as they are."""
+    """These models read the policy's token ids as they are."""
     from actors.data.tokenizer import difference, load_tokenizer
 
     policy = models["policy.model"]

@@ -96,12 +96,9 @@ class RewardWorker(Role):
 
     def responses(self, shard: WaveShard, trajectories: Trajectories) -> list[str]:
         """What the policy wrote in the shard's trajectories, special tokens left out."""
-        bounds, texts = trajectories.cu_lengths.tolist(), []
-        for i in shard.indices:
-            chosen = trajectories.loss_mask[bounds[i] : bounds[i + 1]]
-            tokens = trajectories.tokens[bounds[i] : bounds[i + 1]][chosen]
-            texts.append(self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
-        return texts
+        from actors.data.answers import response_texts
+
+        return response_texts(trajectories, shard.indices, self._tokenizer)
 
     def stop(self) -> None:
         """Ends the host process. It also ends by itself when this process does, however that ends."""

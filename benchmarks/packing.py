@@ -24,6 +24,7 @@ import transformers
 from torch import Tensor, nn
 
 from actors.algorithms.losses import policy_loss
+from actors.algorithms.packing import pack
 from actors.algorithms.records import PackedBatch, cumulative
 from actors.context import RankContext
 from actors.engine.engine import Engine, adamw
@@ -31,7 +32,6 @@ from actors.models.causal_lm import load_policy
 from benchmarks.models import make_small_model
 from benchmarks.table import Cell, Table, write_tables
 from configs.schema.engine import EngineConfig, OptimizerConfig
-from orchestrator.batching import pack
 from orchestrator.machine import local_cores
 
 OPTIMIZER = OptimizerConfig(lr=1e-6)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 Key = TypeVar("Key")
@@ -38,21 +38,6 @@ class Balancer:
             loads[rank] += lengths[i]
             self._tokens[rank] += lengths[i]
         return [tuple(sorted(indices)) for indices in ranks]
-
-
-def pack(lengths: Mapping[Key, int], budget: int) -> list[tuple[Key, ...]]:
-    """Micro-batches of at most `budget` tokens: first fit, longest first. A sequence longer than the budget is an error of the plan's."""
-    bins: list[tuple[int, list[Key]]] = []
-    for key, length in sorted(lengths.items(), key=lambda item: -item[1]):
-        assert length <= budget, f"sequence of {length} tokens, budget {budget}"
-        for place, (used, keys) in enumerate(bins):
-            if used + length <= budget:
-                keys.append(key)
-                bins[place] = (used + length, keys)
-                break
-        else:
-            bins.append((length, [key]))
-    return [tuple(keys) for _, keys in bins]
 
 
 def lockstep(ranks: Sequence[Sequence[tuple[Key, ...]]]) -> list[tuple[tuple[Key, ...], ...]]:

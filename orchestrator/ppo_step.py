@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from actors.algorithms.moments import Moments, merge
+from actors.algorithms.packing import pack
 from actors.algorithms.schedule import learning_rate
 from actors.critic import Critic
 from actors.data.order import prompts_of_step
@@ -44,7 +45,7 @@ from actors.tasks import (
 from actors.trainer import Trainer
 from configs.schema.engine import EngineConfig, OptimizerConfig
 from configs.schema.ppo import PPOStage
-from orchestrator.batching import Balancer, lockstep, minibatches_of, pack
+from orchestrator.batching import Balancer, lockstep, minibatches_of
 from orchestrator.launch import Launched
 from orchestrator.ledger import LedgerEntry
 from orchestrator.plan_records import PPOPlan

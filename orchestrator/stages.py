@@ -52,6 +52,8 @@ def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Calla
             f"{facts.num_prompts} prompts, longest {facts.longest_tokens} tokens, {facts.num_dropped} left out for length"
             + (f", {facts.num_held_out} held out" if facts.num_held_out else "")
         )
+        if facts.why_text is not None:
+            progress.note(f"answers are handed to the reward model as text: {facts.why_text}")
         same_models(run_dir, facts.models)
         same_data(run_dir, facts.fingerprint, config.data.path)
         on_ready(plan)
@@ -157,7 +159,7 @@ def ppo_roles(config: PPOStage, plan: PPOPlan) -> dict[str, RoleSpec]:
         ),
     }
     if reward is not None:
-        specs["reward"] = RoleSpec(role_class=Reward, args=(reward,))
+        specs["reward"] = RoleSpec(role_class=Reward, args=(reward, config.data, policy_model))
     functions: dict[str, FunctionConfig] = {
         f"reward_function_{number}": function for number, function in enumerate(config.reward.functions)
     }

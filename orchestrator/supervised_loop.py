@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from actors.algorithms.packing import pack
 from actors.algorithms.schedule import learning_rate
 from actors.dpo_trainer import DPOTrainer
 from actors.errors import PreceptorError
@@ -16,7 +17,7 @@ from actors.supervised_trainer import Evaluation, ItemsReport, MicroBatches, Sup
 from actors.tasks import UpdateReport
 from configs.schema import SupervisedStage
 from configs.schema.supervised import DPOStage
-from orchestrator.batching import Balancer, lockstep, pack, permutation
+from orchestrator.batching import Balancer, lockstep, permutation
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.launch import Launched
 from orchestrator.ledger import Ledger, SupervisedEntry

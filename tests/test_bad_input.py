@@ -22,7 +22,7 @@ from configs.schema.reward import RewardStage
 from orchestrator.cli import BAD_INPUT, FINE, main
 from orchestrator.jobs import resolve_references
 from orchestrator.run_dir import same_models
-from tests.tiny_models import make_tiny_causal_lm, make_tiny_scalar, make_tiny_tokenizer
+from tests.tiny_models import make_letter_tokenizer, make_tiny_causal_lm, make_tiny_scalar
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,12 @@ def test_the_config_that_is_spoilt_below_passes(job: Job) -> None:
     assert not (job.folder / "run").exists()
 
 
+def test_a_reward_model_may_have_another_tokenizer(job: Job) -> None:
+    make_letter_tokenizer(job.folder / "reward")
+    assert job.run("critic.init_from=policy") == FINE
+    assert job.run("critic.init_from=policy", "reward.model.chat_template=false") == FINE
+
+
 def no_file(job: Job) -> list[str]:
     job.prompts.unlink()
     return []
@@ -134,8 +140,33 @@ def no_end_token(job: Job) -> list[str]:
     return []
 
 
-def other_tokenizer(job: Job) -> list[str]:
-    make_tiny_tokenizer(job.folder / "reward", vocab_size=120)
+def critic_from_a_reward_model_of_another_tokenizer(job: Job) -> list[str]:
+    make_letter_tokenizer(job.folder / "reward")
+    return []
+
+
+def reward_model_of_letters_and_a_small_window(job: Job) -> list[str]:
+    make_letter_tokenizer(job.folder / "reward")
+    job.edit("reward/config.json", max_position_embeddings=21)
+    return ["critic.init_from=policy"]
+
+
+def reward_model_of_letters_without_a_template(job: Job) -> list[str]:
+    make_letter_tokenizer(job.folder / "reward")
+    (job.folder / "reward" / "chat_template.jinja").unlink()
+    return ["critic.init_from=policy"]
+
+
+def critic_from_a_reward_model_of_another_template_and_a_smaller_window(job: Job) -> list[str]:
+    """As text the prompts would fit, but the critic reads the policy's tokens."""
+    (job.folder / "reward" / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    job.edit("reward/config.json", max_position_embeddings=21)
+    return []
+
+
+def reward_model_without_a_tokenizer(job: Job) -> list[str]:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (job.folder / "reward" / name).unlink()
     return []
 
 
@@ -235,7 +266,30 @@ CASES: list[tuple[Callable[[Job], list[str]] | list[str], list[str]]] = [
     (reward_model_of_a_smaller_window, ["reward.model.model: the longest prompt", "window", "21"]),
     (no_chat_template, ["chat_template", "no chat template"]),
     (no_end_token, ["end token", "eos_token"]),
-    (other_tokenizer, ["reward.model.model: the tokenizers", "policy", "reward", "differ"]),
+    (
+        critic_from_a_reward_model_of_another_tokenizer,
+        [
+            "critic.init_from: got 'reward'",
+            "the tokenizers",
+            "policy",
+            "reward",
+            "differ: 128 and 102 tokens",
+            "'policy', or 'model'",
+        ],
+    ),
+    (
+        reward_model_of_letters_and_a_small_window,
+        ["reward.model.model", "prompts.jsonl:1", "the prompt and the shortest answer have", "1 to 21, the window"],
+    ),
+    (
+        reward_model_of_letters_without_a_template,
+        ["reward.model.chat_template", "no chat template", "reward.model.chat_template: false"],
+    ),
+    (
+        critic_from_a_reward_model_of_another_template_and_a_smaller_window,
+        ["reward.model.model: the longest prompt", "window", "21"],
+    ),
+    (reward_model_without_a_tokenizer, ["reward.model.model", "cannot load its tokenizer"]),
     (critic_of_another_tokenizer, ["critic.model: the tokenizers", "differ", "'yes' and 'no'"]),
     (reference_of_a_permuted_vocabulary, ["reference.model: the tokenizers", "differ", "'yes' and 'no'"]),
     (no_model, ["policy.model", "nowhere", "does not exist"]),
@@ -322,7 +376,7 @@ def later_stage_beyond_the_window(job: Job) -> list[str]:
         (later_stage_without_data, ["stages.ppo", "nowhere.jsonl"]),
         (later_stage_without_policy, ["stages.ppo", "policy.model", "does not exist"]),
         (later_stage_without_function, ["stages.ppo", "reward.functions.0", "no_such"]),
-        (later_stage_of_another_tokenizer, ["stages.ppo", "reward.model.model: the tokenizers"]),
+        (later_stage_of_another_tokenizer, ["stages.ppo", "critic.init_from", "110 and 128 tokens"]),
         (later_stage_beyond_the_window, ["stages.ppo", "reward.model.model: the longest prompt", "21"]),
     ],
 )

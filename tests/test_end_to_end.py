@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from orchestrator.ledger import Ledger, LedgerEntry, SupervisedEntry
-from tests.tiny_models import make_tiny_causal_lm
+from tests.tiny_models import make_letter_scalar, make_tiny_causal_lm
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTION = """
@@ -332,3 +332,54 @@ def test_dpo_moves_the_policy_towards_what_is_ranked_higher(finished: Path) -> N
     last = ledger.read(ledger.last_step()).metrics
     assert last["reward_gap"] > 0
     assert (finished / "run" / "dpo" / "reference_logprobs.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_reward_model_of_another_tokenizer_scores_the_texts(tmp_path: Path) -> None:
+    """Sharded over two ranks, whose texts are of different lengths; the reference reads what is on disk, one text at a time."""
+    make_tiny_causal_lm(tmp_path / "model", tied=True)
+    make_letter_scalar(tmp_path / "letters")
+    things = ("cat", "dog", "house", "tree")
+    prompts = [{"prompt": f"what is the {thing} ?"} for thing in things]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    sharded = {"engine": {"zero_stage": 3, "micro_batch_tokens": 160}, "placement": {"num_ranks": 2}}
+    config = {
+        "stage": "ppo",
+        "run": {"dir": str(tmp_path / "run"), "seed": 3},
+        "data": {"path": str(tmp_path / "prompts.jsonl"), "max_prompt_tokens": 32},
+        "policy": trained(str(tmp_path / "model"), zero_stage=0, num_ranks=1),
+        "critic": {"init_from": "policy", "optimizer": {"lr": 1e-3}},
+        "reward": {"model": {"model": str(tmp_path / "letters"), "normalise": False, **sharded}},
+        "rollout": {
+            "threads_per_engine": 1,
+            "responses_per_prompt": 3,
+            "max_response_tokens": 12,
+            "prompts_per_wave": 2,
+        },
+        "ppo": {"steps": 2, "prompts_per_step": 4},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    done = preceptor(tmp_path, "run", "config.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "answers are handed to the reward model as text: its tokenizer is not the policy's" in done.stdout
+    letters = AutoTokenizer.from_pretrained(tmp_path / "letters")
+    network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "letters", dtype=torch.float32)
+    ledger = Ledger(tmp_path / "run", LedgerEntry)
+    lengths = set()
+    for step in (1, 2):
+        entry = ledger.read(step)
+        names = [file.name for files in entry.trajectory_files for file in files]
+        rows = [row for name in names for row in pq.read_table(tmp_path / "run" / name).to_pylist()]
+        assert len(rows) == 12
+        for row in rows:
+            prompt = prompts[int(row["prompt_id"])]["prompt"]
+            answer = " ".join(word for word in row["response"].split() if not word.startswith("<"))
+            text = f"<user>\n{prompt}<end>\n<assistant>\n{answer}{'' if row['truncated'] else '<end>'}"
+            ids = letters(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+            lengths.add(ids.shape[1])
+            with torch.no_grad():
+                assert row["score"] == pytest.approx(float(network(ids).logits), abs=5e-5), text
+        scores = [row["score"] for row in rows]
+        assert entry.metrics["reward/0"] == pytest.approx(sum(scores) / len(scores), abs=1e-6)
+    assert len(lengths) > 3

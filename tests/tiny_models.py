@@ -35,6 +35,13 @@ CHAT_TEMPLATE = (
 )
 
 
+LETTER_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>\n{{ message['content'] | trim }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
+"""Writes a line break behind each message, and no space of the message's own around it."""
+
+
 def vocabulary(vocab_size: int = 128) -> list[str]:
     """`vocab_size` tokens: special ones, punctuation, digits, letters, words, then `word107`, `word108`, ..."""
     plain = [*SPECIAL_TOKENS, *".,?!:#=+-", *string.digits, *string.ascii_lowercase, *WORDS]
@@ -63,6 +70,30 @@ def make_tiny_tokenizer(folder: str | Path, *, vocab_size: int = 128) -> PreTrai
         model_max_length=512,
     )
     fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(str(folder))
+    return fast
+
+
+def make_letter_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    """One token per character, and other special tokens than those of `make_tiny_tokenizer`: nothing can be read by the other's ids."""
+    special = ("<pad>", "<end>", "<unk>", "<system>", "<user>", "<assistant>")
+    ids = {
+        token: index
+        for index, token in enumerate((*special, "\n", " ", *string.punctuation, *string.digits, *string.ascii_letters))
+    }
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<end>",
+        unk_token="<unk>",
+        additional_special_tokens=["<system>", "<user>", "<assistant>"],
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+    fast.chat_template = LETTER_TEMPLATE
     fast.save_pretrained(str(folder))
     return fast
 
@@ -106,4 +137,11 @@ def make_tiny_scalar(folder: str | Path, *, vocab_size: int = 128, seed: int = 0
         model = LlamaForSequenceClassification(config).float()
     model.save_pretrained(str(folder))
     make_tiny_tokenizer(folder, vocab_size=vocab_size)
+    return Path(folder)
+
+
+def make_letter_scalar(folder: str | Path, *, seed: int = 0) -> Path:
+    """As `make_tiny_scalar`, with the tokenizer of `make_letter_tokenizer`."""
+    make_tiny_scalar(folder, seed=seed)
+    make_letter_tokenizer(folder)
     return Path(folder)

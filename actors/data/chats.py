@@ -49,14 +49,19 @@ def as_messages(text: Text, role: str) -> list[Message]:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
-def render_answer(prompt: list[Message], answer: list[Message], tokenizer: Tokenizer, *, where: str) -> tuple[str, str]:
-    """The conversation up to where the answer starts, and the rest of it, as the chat template writes them.
+def render_answer(
+    prompt: list[Message], answer: list[Message], tokenizer: Tokenizer, *, where: str, cut_off: bool = False
+) -> tuple[str, str]:
+    """The conversation up to where the answer starts, and the rest of it, as the chat template writes them; of an answer that was `cut_off`
+    no more than its text.
 
     Raises:
         UserError: with `where`, where the template refuses the conversation, or writes the prompt otherwise once an answer follows.
     """
     given = render_chat(tokenizer, prompt, where=where, open_answer=True)
-    whole = render_chat(tokenizer, [*prompt, *answer], where=where, open_answer=False)
+    if cut_off and not answer[-1]["content"]:
+        return given, ""
+    whole = render_chat(tokenizer, [*prompt, *answer], where=where, cut_off=cut_off)
     if not whole.startswith(given):
         raise UserError(
             f"{where}: the model's chat template writes another beginning once the answer is there "

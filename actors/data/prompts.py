@@ -66,7 +66,8 @@ class PromptDataset:
         num_held_out: int = 0,
     ) -> None:
         assert len(prompts) == len(token_ids)
-        self._prompts = tuple(prompts)
+        self.prompts = tuple(prompts)
+        """[N] as the rows have them."""
         self._tokens = array("i")
         self._bounds = [0]
         for ids in token_ids:
@@ -125,7 +126,7 @@ class PromptDataset:
 
     def __len__(self) -> int:
         """Held-out ones included."""
-        return len(self._prompts)
+        return len(self.prompts)
 
     @property
     def num_train(self) -> int:
@@ -134,7 +135,7 @@ class PromptDataset:
 
     def row(self, index: int) -> PromptRow:
         """Prompt `index` of the dataset (of those kept)."""
-        prompt = self._prompts[index]
+        prompt = self.prompts[index]
         return PromptRow(
             id=prompt.id,
             text=prompt_text(prompt),

@@ -14,25 +14,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from actors.data.chats import Text, as_messages, check_messages, check_text, ended, render_answer
+from actors.data.answers import Answer, answer_to, encode_answers
+from actors.data.chats import Text, as_messages, check_messages, check_text
 from actors.data.files import read_rows
-from actors.data.hh import parse_dialogue, plain_text
+from actors.data.hh import parse_dialogue
 from actors.data.rows import Rows, shown
-from actors.data.tokenizer import BATCH, Tokenizer, encode_plain, encode_rendered, require_chat_template
+from actors.data.tokenizer import BATCH, Tokenizer, require_chat_template
 from actors.errors import UserError
 from configs.schema.data import RankingDataConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One prompt and one answer to it, not yet tokenised."""
-
-    where: str
-    """`file:line: column`"""
-    prompt: Text
-    """Text, or the conversation before the answer."""
-    answer: Text
-    """Text, or the turns from the assistant's on; the last one is the assistant's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,11 +211,8 @@ def _hh(rows: Rows, index: int, config: RankingDataConfig) -> RankedRow:
     for column in ("chosen", "rejected"):
         where = f"{rows.where(index)}: column {column!r}"
         dialogue = parse_dialogue(rows.value(index, column, str, key="data.format: hh-rlhf"), where)
-        prompt, answer = dialogue[:-1], dialogue[-1:]
-        if config.chat_template:
-            answers.append(Answer(where=where, prompt=prompt, answer=answer))
-        else:
-            answers.append(Answer(where=where, prompt=plain_text(prompt), answer=f" {answer[0]['content']}"))
+        *prompt, answer = dialogue
+        answers.append(answer_to(prompt, answer["content"], where=where, chat_template=config.chat_template))
     return RankedRow(where=rows.where(index), answers=tuple(answers), ranks=(0, 1))
 
 
@@ -303,33 +289,10 @@ def _tokenise(parsed: Sequence[RankedRow], config: RankingDataConfig, tokenizer:
     """One group for each row; None where one of its answers is too long and such rows are left out."""
     for start in range(0, len(parsed), BATCH):
         batch = parsed[start : start + BATCH]
-        pairs = iter(_encode([answer for row in batch for answer in row.answers], config, tokenizer))
+        answers = [answer for row in batch for answer in row.answers]
+        pairs = iter(encode_answers(answers, tokenizer, chat_template=config.chat_template))
         for row in batch:
             yield _group(row, [next(pairs) for _ in row.answers], config)
-
-
-def _encode(
-    answers: Sequence[Answer], config: RankingDataConfig, tokenizer: Tokenizer
-) -> list[tuple[list[int], list[int]]]:
-    """(prompt, answer) of each in token ids, tokenised apart: in PPO too the answer starts a token of its own."""
-    if not config.chat_template:
-        prompts = encode_plain(tokenizer, [_plain(answer.prompt) for answer in answers])
-        texts = encode_rendered(tokenizer, [_plain(answer.answer) for answer in answers])
-    else:
-        rendered = [_rendered(answer, tokenizer) for answer in answers]
-        prompts = encode_rendered(tokenizer, [prompt for prompt, _ in rendered])
-        texts = encode_rendered(tokenizer, [text for _, text in rendered])
-    return [(prompt, ended(text, tokenizer)) for prompt, text in zip(prompts, texts, strict=True)]
-
-
-def _plain(text: Text) -> str:
-    assert isinstance(text, str), text
-    return text
-
-
-def _rendered(answer: Answer, tokenizer: Tokenizer) -> tuple[str, str]:
-    assert isinstance(answer.prompt, list) and isinstance(answer.answer, list), answer
-    return render_answer(answer.prompt, answer.answer, tokenizer, where=answer.where)
 
 
 def _group(row: RankedRow, pairs: Sequence[tuple[list[int], list[int]]], config: RankingDataConfig) -> Group | None:

@@ -57,17 +57,20 @@ def end_token_ids(model: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def require_chat_template(tokenizer: Tokenizer, where: str) -> None:
-    """UserError, naming `where`, the key or row that needs it, unless the tokenizer has a chat template."""
+def require_chat_template(tokenizer: Tokenizer, where: str, *, key: str = "data.chat_template") -> None:
+    """UserError, naming `where`, the key or row that needs it, unless the tokenizer has a chat template. `key` turns templates off."""
     if not tokenizer.chat_template:
         raise UserError(
             f"{where}: the tokenizer of {tokenizer.name_or_path!r} has no chat template. Use an instruct model, "
-            "or set data.chat_template: false for plain text"
+            f"or set {key}: false for plain text"
         )
 
 
-def render_chat(tokenizer: Tokenizer, messages: Any, *, where: str, open_answer: bool) -> str:
-    """The conversation as the model reads it; `open_answer` ends it where the assistant's answer starts.
+def render_chat(
+    tokenizer: Tokenizer, messages: Any, *, where: str, open_answer: bool = False, cut_off: bool = False
+) -> str:
+    """The conversation as the model reads it; `open_answer` ends it where the assistant's answer starts, `cut_off` with the last message's
+    text, without what the template writes behind a message.
 
     Raises:
         UserError: with `where`, for a conversation that the template refuses.
@@ -75,8 +78,10 @@ def render_chat(tokenizer: Tokenizer, messages: Any, *, where: str, open_answer:
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
-    except TemplateError as error:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=open_answer, continue_final_message=cut_off
+        )
+    except (TemplateError, ValueError) as error:  # ValueError: the template does not write the message that was cut off
         raise UserError(f"{where}: the model's chat template refuses this conversation: {error}") from error
 
 

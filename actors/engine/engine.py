@@ -141,6 +141,12 @@ class Engine:
         dist.all_reduce(total)
         return float(total)
 
+    def max_over_ranks(self, value: int) -> int:
+        """The largest of the ranks' numbers, on every rank (collective)."""
+        largest = torch.tensor(value, dtype=torch.int64, device=self._device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
+
     def _clip_replicated(self) -> float:
         """Stage 0: clips the gradients that every rank holds whole, or drops them if they are not finite. Returns their norm."""
         assert self._optimizer_config is not None

@@ -25,6 +25,8 @@ class RewardModelConfig(FrozenConfig):
     """Factor in the sum of rewards."""
     normalise: bool = True
     """Subtract the mean and divide by the deviation of its scores on held-out data, stored with the model."""
+    chat_template: bool | None = None
+    """Wrap prompt and answer in the reward model's own chat template; as `data.chat_template` where null."""
 
 
 class FunctionConfig(Section):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.batching import Balancer, lockstep, minibatches_of, pack, permutation
+from actors.algorithms.packing import pack
+from orchestrator.batching import Balancer, lockstep, minibatches_of, permutation
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=40)
 
@@ -47,25 +47,6 @@ def test_no_rank_has_more_than_its_share_and_one_trajectory(lengths: list[int], 
     ranks = Balancer(num_ranks).assign(lengths, [0] * len(lengths))
     fullest = max(sum(lengths[i] for i in rank) for rank in ranks)
     assert fullest <= sum(lengths) / num_ranks + max(lengths)
-
-
-@given(lengths=LENGTHS, budget=st.integers(64, 200))
-def test_packing_keeps_the_budget_and_everything(lengths: list[int], budget: int) -> None:
-    batches = pack(dict(enumerate(lengths)), budget)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    sums = [sum(lengths[i] for i in batch) for batch in batches]
-    assert max(sums) <= budget
-    # first fit: at most one batch is half empty or less
-    assert sum(2 * tokens <= budget for tokens in sums) <= 1
-
-
-def test_packing_is_first_fit_longest_first() -> None:
-    assert pack({"a": 3, "b": 6, "c": 5, "d": 4}, 10) == [("b", "d"), ("c", "a")]
-
-
-def test_a_sequence_longer_than_the_budget_is_our_mistake() -> None:
-    with pytest.raises(AssertionError, match="11 tokens, budget 10"):
-        pack({0: 11}, 10)
 
 
 @given(st.lists(st.lists(st.tuples(st.integers()), max_size=5), min_size=1, max_size=5))
