@@ -14,7 +14,7 @@ from configs.load import load_config
 from orchestrator import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
+PAGES = ("README.md", "README.zh.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 CALLS = ("preceptor ", "python -m orchestrator ")
 FOLDERS = ("actors", "benchmarks", "configs", "docs", "examples", "locks", "orchestrator", "tests", "tools")
 

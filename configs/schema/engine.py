@@ -53,7 +53,7 @@ class OptimizerConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global L2 norm."""
     warmup_steps: NonNegativeInt = 0
-    """Optimizer steps over which the learning rate rises linearly from 0."""
+    """Optimizer steps over which the learning rate rises linearly to its peak; the first of them has a part of it, never 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the learning rate after warm-up, over the whole run."""
     final_lr_frac: Fraction = 0.0
