@@ -174,7 +174,7 @@ def _prompts(data: PromptDataConfig, tokenizer: Any, rows: int) -> Inspected:
     )
     facts = (
         ("rows", f"{len(found) + found.num_dropped}, {found.num_dropped} left out for length"),
-        ("prompts", str(len(found))),
+        ("prompts", f"{len(found)}: {found.num_train} to learn from, {found.num_held_out} held out"),
         ("tokens of a prompt", _spread(found.lengths)),
         ("tokens", str(sum(found.lengths))),
     )
