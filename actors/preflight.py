@@ -6,19 +6,22 @@ imports this module for the names alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import UserError
 from configs.schema import SupervisedStage, stage_models
+from configs.schema.compare import CompareConfig
+from configs.schema.data import PromptDataConfig
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
+from configs.schema.rewards import RewardModelConfig
 from configs.schema.supervised import DPOStage
 
 if TYPE_CHECKING:
-    from actors.data.prompts import PromptDataset
+    from actors.data.prompts import Prompt, PromptDataset
     from actors.data.reward_reader import RewardReader
 
 Architecture = Mapping[str, Any]
@@ -57,6 +60,25 @@ class SupervisedFacts:
     fingerprint: str
     models: Mapping[str, Architecture]
     """By the model's key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareFacts:
+    """What the orchestrator needs to know of the prompts that both models can answer."""
+
+    ids: tuple[str, ...]
+    prompts: tuple[Any, ...]
+    """Text or chat messages, as the rows have them."""
+    rows: tuple[tuple[int, ...], ...]
+    """Of each model, where these prompts are in its own dataset: the two may drop others for their length."""
+    num_dropped: int
+    """Prompts left out for their length in one of the models' tokens."""
+    fingerprints: tuple[str, ...]
+    """Of each model's dataset."""
+    rows_fingerprint: str
+    """Of what was read, before tokens."""
+    normalised: bool
+    """The reward model has what its scores are normalised by."""
 
 
 def check_ppo(config: PPOStage, *, unmade: frozenset[str] = frozenset()) -> PromptFacts:
@@ -153,7 +175,6 @@ def check_rank(config: RankStage) -> PromptFacts:
     """Everything of a rank stage that files can tell. UserError as in `check_ppo`."""
     from actors.data.prompts import PromptDataset
     from actors.data.tokenizer import load_tokenizer
-    from actors.models.checks import window
     from actors.reward_worker import check_function
 
     model = config.policy.model
@@ -163,12 +184,7 @@ def check_rank(config: RankStage) -> PromptFacts:
     except UserError as error:
         raise UserError(f"annotator.function: {error}") from error
     prompts = PromptDataset.load(config.data, load_tokenizer(model))
-    positions, longest = window(found), prompts.longest + config.rollout.max_response_tokens
-    if positions is not None and longest > positions:
-        raise UserError(
-            f"policy.model: the longest prompt ({prompts.longest} tokens) and rollout.max_response_tokens "
-            f"({config.rollout.max_response_tokens}) make {longest} tokens; allowed: at most the window of {model!r}, {positions}"
-        )
+    _check_window("policy.model", model, found, prompts.longest, config.rollout.max_response_tokens)
     return _prompt_facts(prompts, {"policy.model": _architecture(found, model, digest=config.run.deterministic)})
 
 
@@ -185,6 +201,66 @@ def _prompt_facts(
         models=models,
         why_text=why_text,
     )
+
+
+def check_compare(config: CompareConfig) -> CompareFacts:
+    """Everything of a comparison that files can tell. UserError as in `check_ppo`; the models are called A, B and --reward-model."""
+    from actors.data.prompts import PromptDataset, read_prompts
+    from actors.data.tokenizer import load_tokenizer
+    from actors.reward_worker import check_function
+
+    named = dict(zip(("A", "B"), config.models, strict=True))
+    found = {key: _model_config(model, key, LANGUAGE_MODELS) for key, model in named.items()}
+    if config.reward is not None:
+        _model_config(str(config.reward.model.model), "--reward-model", SCALAR_MODELS)
+    if config.annotator is not None:
+        try:
+            check_function(config.annotator.function)
+        except UserError as error:
+            raise UserError(f"--function: {error}") from error
+    rows_fingerprint, prompts = read_prompts(config.data)
+    datasets = []
+    for key, model in named.items():
+        try:
+            data = PromptDataset.load(config.data, load_tokenizer(model))
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+        _check_window(key, model, found[key], data.longest, config.rollout.max_response_tokens)
+        datasets.append(data)
+    places = [{data.row(index).id: index for index in range(len(data))} for data in datasets]
+    common = [prompt for prompt in prompts if all(prompt.id in of_model for of_model in places)]
+    if not common:
+        raise UserError(
+            f"data.max_prompt_tokens: got {config.data.max_prompt_tokens}; no prompt of {config.data.path!r} is that short in both "
+            "models' tokens"
+        )
+    normalised = config.reward is not None and _check_judge(config.reward.model, config.data, common)
+    return CompareFacts(
+        ids=tuple(prompt.id for prompt in common),
+        prompts=tuple(prompt.content for prompt in common),
+        rows=tuple(tuple(of_model[prompt.id] for prompt in common) for of_model in places),
+        num_dropped=len(prompts) - len(common),
+        fingerprints=tuple(data.fingerprint for data in datasets),
+        rows_fingerprint=rows_fingerprint,
+        normalised=normalised,
+    )
+
+
+def _check_judge(reward: RewardModelConfig, data: PromptDataConfig, prompts: Sequence[Prompt]) -> bool:
+    """Whether the model can read the prompts; returns whether its scores are normalised: where that is wished and it has statistics."""
+    from actors.data.reward_reader import RewardReader
+    from actors.models.checks import resolve_folder
+    from actors.reward_trainer import STATS_FILE, load_reward_stats
+
+    assert reward.model is not None
+    try:
+        RewardReader(reward, data).check(prompts)
+    except UserError as error:
+        raise UserError(f"--reward-model: {error}") from error
+    normalised = reward.normalise and (resolve_folder(reward.model, weights=False) / STATS_FILE).exists()
+    if normalised:
+        load_reward_stats(reward.model)
+    return normalised
 
 
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
@@ -281,20 +357,30 @@ def _require_same_tokenizer(models: Mapping[str, str], tokenizer: Any) -> None:
 def _check_windows(
     models: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]], longest_prompt: int, config: PPOStage
 ) -> None:
-    """Past its window a model gives numbers without sense, and no error. The policy also answers the probe of weight syncs."""
+    """The policy also answers the probe of weight syncs."""
+    response, probe = config.rollout.max_response_tokens, config.weight_sync.probe_tokens
+    for key, model in models.items():
+        if key == "policy.model" and probe > response:
+            _check_window(key, model, configs[key], longest_prompt, probe, what="weight_sync.probe_tokens")
+        else:
+            _check_window(key, model, configs[key], longest_prompt, response)
+
+
+def _check_window(
+    key: str,
+    model: str,
+    config: Mapping[str, Any],
+    longest_prompt: int,
+    answer: int,
+    *,
+    what: str = "rollout.max_response_tokens",
+) -> None:
+    """Past its window a model gives numbers without sense, and no error."""
     from actors.models.checks import window
 
-    response = config.rollout.max_response_tokens
-    for key, model in models.items():
-        positions = window(configs[key])
-        probed = key == "policy.model" and config.weight_sync.probe_tokens > response
-        what, answer = (
-            ("weight_sync.probe_tokens", config.weight_sync.probe_tokens)
-            if probed
-            else ("rollout.max_response_tokens", response)
+    positions, longest = window(config), longest_prompt + answer
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"{key}: the longest prompt ({longest_prompt} tokens) and {what} ({answer}) "
+            f"make {longest} tokens; allowed: at most the window of {model!r}, {positions}"
         )
-        if positions is not None and longest_prompt + answer > positions:
-            raise UserError(
-                f"{key}: the longest prompt ({longest_prompt} tokens) and {what} ({answer}) "
-                f"make {longest_prompt + answer} tokens; allowed: at most the window of {model!r}, {positions}"
-            )

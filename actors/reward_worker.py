@@ -89,10 +89,15 @@ class RewardWorker(Role):
 
     def numbers(self, shard: WaveShard, trajectories: Trajectories, texts: Sequence[str]) -> list[float]:
         """What the function says of each text."""
-        return [
-            self._score_one(self._prompts[trajectories.prompt_ids[i]], text)
-            for i, text in zip(shard.indices, texts, strict=True)
-        ]
+        return self.score_texts([trajectories.prompt_ids[i] for i in shard.indices], texts)
+
+    def score_texts(self, prompt_ids: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """[B] what the function says of each response to the prompt of that id.
+
+        Raises:
+            RewardFailed: as `score` does.
+        """
+        return [self._score_one(self._prompts[one], text) for one, text in zip(prompt_ids, responses, strict=True)]
 
     def responses(self, shard: WaveShard, trajectories: Trajectories) -> list[str]:
         """What the policy wrote in the shard's trajectories, special tokens left out."""

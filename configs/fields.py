@@ -84,10 +84,10 @@ class Place:
     """The innermost section around it."""
 
 
-def locate(loc: Sequence[str | int]) -> Place:
-    """The place that pydantic's location means: names of union members are left out."""
+def locate(loc: Sequence[str | int], root: Kind = ROOT) -> Place:
+    """The place in `root` that pydantic's location means: names of union members are left out."""
     path: list[str] = []
-    kind: Kind | None = ROOT
+    kind: Kind | None = root
     section: type[Section] | None = None
     for part in loc:
         if kind is None:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from configs.errors import ConfigError, Problem
-from configs.fields import STAGES, FieldRow, describe, either, kind_text, locate, schema_json, tag_of
+from configs.fields import ROOT, STAGES, FieldRow, Kind, describe, either, kind_text, locate, schema_json, tag_of
 from configs.schema import Config, Pipeline, references
+from configs.schema.base import Section
 from configs.yaml_file import Origins, quote, read_value, read_yaml, write_yaml
 
-__all__ = ["ConfigError", "FieldRow", "describe", "dump_config", "load_config", "schema_json"]
+__all__ = ["ConfigError", "FieldRow", "Option", "describe", "dump_config", "load_config", "load_options", "schema_json"]
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
+
+S = TypeVar("S", bound=Section)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -50,6 +54,41 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if problems:
         raise ConfigError(_title(path), problems)
     return config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """A value of a command line's option, and the key that it fills."""
+
+    key: str
+    value: Any
+    name: str
+    """As the user writes it: `--seed`."""
+
+
+def load_options(section: type[S], options: Sequence[Option], overrides: Sequence[str]) -> S:
+    """A section that is in no file: from a command line's options, changed by `overrides` as a config is.
+
+    Raises:
+        ConfigError: as `load_config` does; a value's origin is its option.
+    """
+    values: dict[str, Any] = {}
+    origins: Origins = {}
+    for option in options:
+        *above, last = option.key.split(".")
+        parent = values
+        for part in above:
+            parent = parent.setdefault(part, {})
+        parent[last] = option.value
+        origins[*above, last] = option.name
+    for override in overrides:
+        _apply_override(values, origins, override)
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            "the options don't give a valid config", _problems(error, origins, Kind.of(section))
+        ) from None
 
 
 def dump_config(config: Config) -> str:
@@ -196,13 +235,13 @@ def _origin(origins: Origins, path: tuple[str, ...]) -> str:
     return ""
 
 
-def _problems(error: ValidationError, origins: Origins) -> list[Problem]:
-    return [_problem(item, origins) for item in error.errors(include_url=False)]
+def _problems(error: ValidationError, origins: Origins, root: Kind = ROOT) -> list[Problem]:
+    return [_problem(item, origins, root) for item in error.errors(include_url=False)]
 
 
-def _problem(item: Any, origins: Origins) -> Problem:
+def _problem(item: Any, origins: Origins, root: Kind) -> Problem:
     """One of pydantic's errors, in our words."""
-    place, value, context = locate(item["loc"]), item["input"], item.get("ctx", {})
+    place, value, context = locate(item["loc"], root), item["input"], item.get("ctx", {})
     path, got = place.path, f"got {quote(value)}"
     allowed = kind_text(place.kind) if place.kind else "valid input"
     match item["type"]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from actors.context import RankContext
 from actors.errors import UserError
+from configs.load import load_config
+from configs.schema import LANGUAGE_MODELS, Pipeline
 from configs.schema.rollout import RolloutConfig
 from orchestrator.machine import local_cores
 from orchestrator.plan_records import Device
@@ -24,8 +26,12 @@ if TYPE_CHECKING:
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends; Ctrl-C breaks an answer off"
 
 
-def model_of(checkpoint: str) -> str:
-    """The model that CHECKPOINT names: a Hugging Face folder or hub name, or a run directory with an export.
+def model_of(checkpoint: str, key: str = "CHECKPOINT", *, kinds: Sequence[str] = LANGUAGE_MODELS) -> str:
+    """The model that `checkpoint` names: a Hugging Face folder or hub name, or a run directory with an export.
+
+    Args:
+        key: What it is called, for errors.
+        kinds: Stages that export what is wanted, for whom the run is a pipeline's.
 
     Raises:
         UserError: for a run directory without one.
@@ -33,12 +39,20 @@ def model_of(checkpoint: str) -> str:
     folder = Path(checkpoint)
     if (folder / "config.json").exists() or not (folder / CONFIG_FILE).exists():
         return checkpoint
-    if not (folder / EXPORT_FOLDER / "config.json").exists():
+    if (folder / EXPORT_FOLDER / "config.json").exists():
+        return str(folder / EXPORT_FOLDER)
+    config = load_config(folder / CONFIG_FILE)
+    if isinstance(config, Pipeline):
+        fitting = [folder / name for name, stage in config.stages.items() if stage.stage in kinds]
+        there = [repr(str(stage)) for stage in fitting if (stage / EXPORT_FOLDER / "config.json").exists()]
         raise UserError(
-            f"CHECKPOINT: {checkpoint!r} is a run directory without an exported model; allowed: a finished run, an export's folder, or "
-            "a Hugging Face model. `preceptor export` writes one from a checkpoint"
+            f"{key}: {checkpoint!r} is a pipeline's run directory; allowed: the folder of one of its stages with such a model's export: "
+            + (", ".join(there) or f"none has one yet (stages that export one: {', '.join(kinds)})")
         )
-    return str(folder / EXPORT_FOLDER)
+    raise UserError(
+        f"{key}: {checkpoint!r} is a run directory without an exported model; allowed: a finished run, an export's folder, or "
+        "a Hugging Face model. `preceptor export` writes one from a checkpoint"
+    )
 
 
 def chat(

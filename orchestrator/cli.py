@@ -1,4 +1,4 @@
-"""The command line: `preceptor run`, `plan`, `resume`, `export`, `report`, `chat`, `data inspect`, `lineage`, `schema`.
+"""The command line: `preceptor run`, `plan`, `resume`, `export`, `report`, `chat`, `compare`, `data inspect`, `lineage`, `schema`.
 
 Every error is one message on stderr. Exit codes: 0 fine, 1 the run failed, 2 bad input, 130 Ctrl-C. What a command needs is imported
 within it, so that help and bad input answer at once.
@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from orchestrator import compare_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +35,7 @@ EXAMPLES = """examples:
   preceptor resume runs/my-run                             continue after a stop or a crash
   preceptor export runs/my-run out/policy --step 40        a checkpoint as a Hugging Face model
   preceptor chat runs/my-run                               talk with what it trained
+  preceptor compare A B --prompts p.jsonl                  two models' answers side by side; with a judge, who wins
   preceptor report runs/my-run                             one screen of summary, and report.html to look at
   preceptor data inspect recipe.yaml --rows 3              rows as the model will see them
   preceptor lineage runs/my-run/export                     what it was made from, back to the data
@@ -150,23 +153,20 @@ def _chat(arguments: argparse.Namespace) -> None:
     )
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    compare_command.run(arguments, _console())
+
+
 def _report(arguments: argparse.Namespace) -> None:
     _check_run_dir(arguments.run_dir)
-    from actors.durable import write_whole
-    from actors.errors import UserError
     from orchestrator.report.page import page
     from orchestrator.report.run import read_run
     from orchestrator.report.summary import print_summary
+    from orchestrator.targets import write_target
 
     out = Path(arguments.out or Path(arguments.run_dir) / "report.html").absolute()
     found = read_run(arguments.run_dir)
-    try:
-        # models may have written what is no text; the page is written all the same
-        write_whole(out, page(found).encode("utf-8", "replace"))
-    except OSError as error:
-        raise UserError(
-            f"--out: {out} can't be written ({error.strerror}); allowed: a file in a folder that can be"
-        ) from error
+    write_target(out, page(found), "--out")
     print_summary(found, out, _console())
 
 
@@ -295,6 +295,8 @@ def _parser() -> argparse.ArgumentParser:
     talk.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     talk.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="default: bf16")
     talk.add_argument("--seed", type=int, default=0, help="default: 0")
+    compare = add("compare", _compare, "show two models' answers to the same prompts side by side, and who wins")
+    compare_command.add_arguments(compare)
     data = commands.add_parser("data", help="look at data", description="Look at data.", allow_abbrev=False)
     inspect = data.add_subparsers(metavar="COMMAND", required=True).add_parser(
         "inspect",

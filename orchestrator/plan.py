@@ -7,11 +7,12 @@ here, before anything starts, with all its problems at once.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError
 from configs.schema import Stage, SupervisedStage
+from configs.schema.compare import CompareConfig
 from configs.schema.engine import FrozenConfig, TrainerConfig
 from configs.schema.ppo import FixedKLConfig, PPOStage
 from configs.schema.rank import RankStage
@@ -20,8 +21,9 @@ from configs.schema.rewards import FunctionConfig
 from configs.schema.rollout import RolloutConfig
 from configs.schema.run import ClusterConfig
 from configs.schema.supervised import DPOStage
-from orchestrator.plan_checks import ppo_problems, rank_problems, supervised_problems
+from orchestrator.plan_checks import compare_problems, ppo_problems, rank_problems, supervised_problems
 from orchestrator.plan_records import (
+    ComparePlan,
     Device,
     GroupPlan,
     Machine,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CPUS_PER_RANK",
+    "ComparePlan",
     "GroupPlan",
     "Machine",
     "PPOPlan",
@@ -58,8 +61,8 @@ CPUS_PER_RANK = 0.25
 other use the same cores: asking for whole cores would leave most of a run unplaced on a small machine."""
 
 
-def make_plan(config: Stage, machine: Machine | None) -> Plan:
-    """The plan of a stage.
+def make_plan(config: Stage | CompareConfig, machine: Machine | None) -> Plan:
+    """The plan of a stage, or of a comparison.
 
     `machine` is what it will run on; None where that is not known, and then nothing is checked against it, and a rank has one thread
     unless `cluster.num_cpus` or its own section says otherwise.
@@ -75,12 +78,16 @@ def make_plan(config: Stage, machine: Machine | None) -> Plan:
     elif isinstance(config, RankStage):
         rank = _plan_rank(config, cores)
         plan, problems = rank, rank_problems(config, rank, machine)
+    elif isinstance(config, CompareConfig):
+        comparison = _plan_compare(config, cores)
+        plan, problems = comparison, compare_problems(config, comparison, machine)
     else:
         supervised = _plan_supervised(config, cores)
         plan, problems = supervised, supervised_problems(config, supervised, machine)
     if problems:
         where = f" on {machine.where}" if machine else ""
-        raise ConfigError(f"stage {config.stage} can't run{where}", problems)
+        what = "the comparison" if isinstance(config, CompareConfig) else f"stage {config.stage}"
+        raise ConfigError(f"{what} can't run{where}", problems)
     return plan
 
 
@@ -141,6 +148,23 @@ def _plan_rank(config: RankStage, cores: int | None) -> RankPlan:
         prompts_per_wave=config.rollout.prompts_per_wave,
         answers_per_prompt=config.rollout.responses_per_prompt,
     )
+
+
+def _plan_compare(config: CompareConfig, cores: int | None) -> ComparePlan:
+    roles = [replace(_engine_role(config.rollout, config.cluster.device, cores), role=f"rollout_{x}") for x in "ab"]
+    if config.reward is not None:
+        roles.append(_model_role("reward", config.reward.model, config.cluster, cores))
+    if config.annotator is not None:
+        roles.append(_function_role("annotator", config.annotator))
+    largest = max(roles, key=lambda role: (role.num_ranks * role.gpus_per_rank, role.num_ranks))
+    group = GroupPlan(
+        name="compare",
+        num_bundles=largest.num_ranks,
+        gpus_per_bundle=largest.gpus_per_rank,
+        cpus_per_bundle=max(role.num_ranks for role in roles) * CPUS_PER_RANK,
+        roles=tuple(role.role for role in roles),
+    )
+    return ComparePlan(roles={role.role: replace(role, group=group.name) for role in roles}, groups={group.name: group})
 
 
 def made_by(config: Stage) -> str:
@@ -251,6 +275,8 @@ def _arithmetic(plan: Plan) -> list[str]:
     total = f"GPUs {num_gpus(plan)}, placement groups {len(plan.groups)}"
     if isinstance(plan, RankPlan):
         return [f"step: {plan.prompts_per_wave} prompts x {plan.answers_per_prompt} answers, ranked", total]
+    if isinstance(plan, ComparePlan):
+        return [f"one role after the other: {', '.join(plan.roles)}", total]
     if isinstance(plan, SupervisedPlan):
         return [f"step: {plan.items_per_step} {plan.items}, 1 update", total]
     sizes = sorted({len(wave) for wave in plan.waves}, reverse=True)

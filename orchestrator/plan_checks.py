@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from actors.algorithms.kl_controller import AdaptiveKLController
 from configs.errors import Problem
 from configs.schema import Stage, SupervisedStage
+from configs.schema.compare import CompareConfig
 from configs.schema.engine import FrozenConfig, TrainerConfig
 from configs.schema.ppo import AdaptiveKLConfig, PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
 from configs.schema.supervised import DPOStage
-from orchestrator.plan_records import Machine, Plan, PPOPlan, RankPlan, SupervisedPlan
+from orchestrator.plan_records import ComparePlan, Machine, Plan, PPOPlan, RankPlan, SupervisedPlan
 
 Sections = dict[str, TrainerConfig | FrozenConfig]
 """Models of a stage, by the path of their section."""
@@ -68,25 +69,30 @@ def supervised_problems(config: SupervisedStage, plan: SupervisedPlan, machine: 
 
 def rank_problems(config: RankStage, plan: RankPlan, machine: Machine | None) -> list[Problem]:
     """Everything that keeps stage `rank` from running on `machine`."""
-    rollout, cores = config.rollout, _cores(config, machine)
-    problems = [
+    return [*_machine(config, plan, machine), *_engine_size(config, _cores(config, machine))]
+
+
+def compare_problems(config: CompareConfig, plan: ComparePlan, machine: Machine | None) -> list[Problem]:
+    """Everything that keeps a comparison from running on `machine`."""
+    sections: Sections = {"reward.model": config.reward.model} if config.reward is not None else {}
+    cores = _cores(config, machine)
+    return [
         *_machine(config, plan, machine),
-        *_too_many_threads("rollout.threads_per_engine", rollout.threads_per_engine, rollout.num_engines, cores),
+        *_threads(sections, cores),
+        *_device(config.cluster.device, sections),
+        *_engine_size(config, cores),
     ]
-    if config.cluster.device == "cpu" and rollout.tensor_parallel > 1:
-        problems.append(_problem("rollout.tensor_parallel", rollout.tensor_parallel, "1 with cluster.device cpu"))
-    return problems
 
 
 def _problem(key: str, got: object, allowed: str) -> Problem:
     return Problem(key=key, got=f"got {got}", allowed=allowed)
 
 
-def _cores(config: Stage, machine: Machine | None) -> int | None:
+def _cores(config: Stage | CompareConfig, machine: Machine | None) -> int | None:
     return config.cluster.num_cpus or (machine.num_cpus if machine else None)
 
 
-def _machine(config: Stage, plan: Plan, machine: Machine | None) -> Iterator[Problem]:
+def _machine(config: Stage | CompareConfig, plan: Plan, machine: Machine | None) -> Iterator[Problem]:
     if machine is None:
         return
     there = f"{machine.where} has {machine.num_cpus} CPU cores"
@@ -124,14 +130,19 @@ def _too_many_threads(key: str, given: int | None, num_ranks: int, cores: int | 
 def _engines(config: PPOStage, plan: PPOPlan, cores: int | None) -> Iterator[Problem]:
     """Number, threads and device of the rollout engines."""
     rollout = config.rollout
-    yield from _too_many_threads("rollout.threads_per_engine", rollout.threads_per_engine, rollout.num_engines, cores)
-    if config.cluster.device == "cpu" and rollout.tensor_parallel > 1:
-        yield _problem("rollout.tensor_parallel", rollout.tensor_parallel, "1 with cluster.device cpu")
+    yield from _engine_size(config, cores)
     if len(plan.waves) < rollout.num_engines:
         waves = (
             f"{plan.prompts_per_step} prompts a step in waves of {rollout.prompts_per_wave} (rollout.prompts_per_wave)"
         )
         yield _problem("rollout.num_engines", rollout.num_engines, f"at most {len(plan.waves)}: {waves}")
+
+
+def _engine_size(config: PPOStage | RankStage | CompareConfig, cores: int | None) -> Iterator[Problem]:
+    rollout = config.rollout
+    yield from _too_many_threads("rollout.threads_per_engine", rollout.threads_per_engine, rollout.num_engines, cores)
+    if config.cluster.device == "cpu" and rollout.tensor_parallel > 1:
+        yield _problem("rollout.tensor_parallel", rollout.tensor_parallel, "1 with cluster.device cpu")
 
 
 def _shared_groups(plan: PPOPlan) -> Iterator[Problem]:

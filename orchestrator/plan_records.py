@@ -100,4 +100,14 @@ class RankPlan:
     answers_per_prompt: int
 
 
-Plan = PPOPlan | SupervisedPlan | RankPlan
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparePlan:
+    """A comparison, worked out. Its roles run one after the other, each with the whole machine."""
+
+    roles: dict[str, RolePlan]
+    """rollout_a, rollout_b, and the judge where there is one: reward or annotator"""
+    groups: dict[str, GroupPlan]
+    """One, that holds whichever of them is at work."""
+
+
+Plan = PPOPlan | SupervisedPlan | RankPlan | ComparePlan

@@ -24,6 +24,7 @@ from actors.rollout import Rollout, RolloutReport, engine_environment
 from actors.supervised_trainer import DATA_FINGERPRINT, SupervisedTrainer
 from actors.trainer import Trainer
 from configs.schema import Stage, SupervisedStage
+from configs.schema.compare import CompareConfig
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.rewards import FunctionConfig
@@ -171,7 +172,7 @@ def ppo_roles(config: PPOStage, plan: PPOPlan) -> dict[str, RoleSpec]:
 
 
 @contextmanager
-def ray_for(config: Stage, progress: Progress) -> Iterator[Plan]:
+def ray_for(config: Stage | CompareConfig, progress: Progress) -> Iterator[Plan]:
     """Ray started or joined, and the plan for what it has. Ray of this machine alone ends with the context, and all its actors with it."""
     local = config.cluster.address is None
     with nothing_left() if local else nullcontext():
@@ -194,7 +195,7 @@ def ray_for(config: Stage, progress: Progress) -> Iterator[Plan]:
 
 @contextmanager
 def launched_roles(
-    config: Stage, plan: Plan, specs: dict[str, RoleSpec], run_dir: Path, progress: Progress
+    config: Stage | CompareConfig, plan: Plan, specs: dict[str, RoleSpec], run_dir: Path, progress: Progress
 ) -> Iterator[Launched]:
     """Every role placed, loaded and connected; all of them ended with the context."""
     launched = Launched(config.cluster, config.run, run_dir)

@@ -16,11 +16,11 @@ OPEN_EXCHANGES = 4
 
 def comparison_section(found: Comparison) -> Markup:
     """Stages that answered the same prompts."""
-    names = [figures.stage for figures in found.figures]
+    names = [figures.source for figures in found.figures]
     return element(
         "section",
         element("h2", f"Answers: {' and '.join(names)}"),
-        element("div", comparison_table(found), class_="card wide compared"),
+        element("div", comparison_table(found, linked=True), class_="card wide compared"),
         element(
             "p",
             f"Over the {counted(found.num_prompts, 'prompt')} that all of these stages answered, judged by the same annotator. Win rate: "
@@ -28,33 +28,40 @@ def comparison_section(found: Comparison) -> Markup:
             "half; ± is one standard error over prompts. Below: the first prompts with each stage's first answer; none is picked.",
             class_="note",
         ),
-        *_folded([exchange_card(exchange) for exchange in found.exchanges]),
+        *folded([exchange_card(exchange) for exchange in found.exchanges]),
         id="answers",
     )
 
 
-def comparison_table(found: Comparison) -> Markup:
-    """One row for each stage."""
-    columns = ("stage", "answers", "mean number", "win rate", "distinct", "words")
-    head = element("tr", *(element("th", text, class_="number" if at else None) for at, text in enumerate(columns)))
+def comparison_table(found: Comparison, *, linked: bool) -> Markup:
+    """One row for each source; what is known of none has no column. `linked`: to its stage's section."""
+    columns = [(name, texts) for name, texts in figure_columns(found).items() if any(texts)]
+    head = element("tr", element("th", "of"), *(element("th", name, class_="number") for name, _ in columns))
     rows = [
         element(
             "tr",
-            element("td", element("a", one.stage, href=f"#stage-{one.stage}")),
-            *(
-                element("td", text, class_="number")
-                for text in (
-                    f"{one.num_answers:,}",
-                    short(one.mean_score),
-                    win_text(one),
-                    percent(one.distinct_frac),
-                    short(one.mean_words),
-                )
-            ),
+            element("td", element("a", one.source, href=f"#stage-{one.source}") if linked else one.source),
+            *(element("td", texts[place], class_="number") for _, texts in columns),
         )
-        for one in found.figures
+        for place, one in enumerate(found.figures)
     ]
     return element("table", head, *rows)
+
+
+def figure_columns(found: Comparison) -> dict[str, list[str]]:
+    """Figures as they are shown, one text for each source; empty where it is not known, or says nothing."""
+    figures = found.figures
+    several = any(one.num_answers > found.num_prompts for one in figures)
+    with_tokens = any(one.mean_tokens is not None for one in figures)
+    return {
+        "answers": [f"{one.num_answers:,}" for one in figures],
+        "mean score": [short(one.mean_score) for one in figures],
+        "win rate": [win_text(one) if any(other.win_frac is not None for other in figures) else "" for one in figures],
+        "distinct": [percent(one.distinct_frac) if several else "" for one in figures],
+        "words": ["" if with_tokens else short(one.mean_words) for one in figures],
+        "tokens": [short(one.mean_tokens) for one in figures],
+        "cut off": ["" if one.truncated_frac is None else percent(one.truncated_frac) for one in figures],
+    }
 
 
 def win_text(figures: AnswerFigures) -> str:
@@ -77,13 +84,19 @@ def early_and_late_section(found: EarlyAndLate) -> Markup:
         note = "The last step had no prompt that an earlier one had: these are answers to different prompts."
         cards = [element("div", _lone(a, 0), _lone(b, 1), class_="pair alone") for a, b in pairs]
     title = element("h3", "Answers early and late")
-    return element("div", title, element("p", note, class_="note"), *_folded(cards))
+    return element("div", title, element("p", note, class_="note"), *folded(cards))
 
 
 def exchange_card(exchange: Exchange) -> Markup:
-    """A prompt, and below it the answers side by side."""
-    answers = [_answer(answer, number) for number, answer in enumerate(exchange.answers)]
-    return element("div", _prompt(exchange.prompt), element("div", *answers, class_="pair"), class_="card exchange")
+    """A prompt, and below it the answers side by side: the first of each source, then the second of each."""
+    of_sources: dict[str, list[Answer]] = {}
+    for answer in exchange.answers:
+        of_sources.setdefault(answer.source, []).append(answer)
+    rows = [
+        element("div", *(_answer(answer, number) for number, answer in enumerate(row)), class_="pair")
+        for row in zip(*of_sources.values(), strict=True)
+    ]
+    return element("div", _prompt(exchange.prompt), *rows, class_="card exchange")
 
 
 def _lone(exchange: Exchange, number: int) -> Markup:
@@ -102,7 +115,16 @@ def _prompt(text: str) -> Markup:
 
 
 def _answer(answer: Answer, number: int) -> Markup:
-    who = element("div", element("span", answer.source), element("b", short(answer.score), title="score"), class_="who")
+    tokens = "" if answer.num_tokens is None else counted(answer.num_tokens, "token")
+    length = ", ".join(filter(None, (tokens, "cut off" if answer.truncated else "")))
+    who = element(
+        "div",
+        element("span", answer.source),
+        element("span", "better", class_="badge finished") if answer.better else None,
+        element("span", length, class_="length") if length else None,
+        element("b", short(answer.score), title="score"),
+        class_="who",
+    )
     clip = "\n".join(answer.text.splitlines()[:CLIP_LINES])[:CLIP_CHARACTERS]
     if not answer.text.strip():
         said = element("div", "an empty answer", class_="empty")
@@ -118,7 +140,7 @@ def _unfolding(clip: str, text: str, class_: str) -> Markup:
     return element("details", summary, element("div", text, class_=class_), class_="long")
 
 
-def _folded(cards: Sequence[Markup]) -> list[Markup]:
+def folded(cards: Sequence[Markup]) -> list[Markup]:
     """The first few, and the others to unfold."""
     rest = cards[OPEN_EXCHANGES:]
     if not rest:

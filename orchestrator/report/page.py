@@ -1,18 +1,17 @@
-"""The report as one HTML file that needs nothing else: no script, no network, no font."""
+"""The report of a run as an HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from orchestrator.lineage import Lineage, tree_of
 from orchestrator.report.answer_cards import comparison_section, win_text
+from orchestrator.report.document import document, tile
 from orchestrator.report.figures import base_models, headline, minutes_text, state_text, steps_text, time_text
-from orchestrator.report.markup import Markup, element, joined
+from orchestrator.report.markup import Markup, element
 from orchestrator.report.run import RunReport, StageReport
 from orchestrator.report.stage_section import badge, stage_section
-from orchestrator.report.style import CSS
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -31,17 +30,7 @@ def page(run: RunReport) -> str:
         parts.append(comparison_section(run.comparison))
     parts += [stage_section(stage, with_answers=run.comparison is None) for stage in run.stages]
     parts += [_lineage_section(run.stages), _config_section(run)]
-    made = datetime.now(UTC).isoformat(sep=" ", timespec="minutes").removesuffix("+00:00")
-    footer = element("footer", f"Made by preceptor report on {made} UTC from {run.run_dir}")
-    head = joined(
-        [
-            Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-            element("title", title),
-            element("style", Markup(CSS)),
-        ]
-    )
-    body = element("body", element("main", *parts, footer))
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>{body}</html>\n'
+    return document(title, parts, made_by="preceptor report", source=str(run.run_dir))
 
 
 def _headline(run: RunReport) -> Markup:
@@ -54,11 +43,9 @@ def _headline(run: RunReport) -> Markup:
         tiles.insert(0, ("stages", f"{len(run.stages)}"))
     if run.comparison is not None:
         first, last = run.comparison.figures[0], run.comparison.figures[-1]
-        tiles.append((f"{last.stage} wins against {first.stage}", win_text(last)))
-    cells = [element("div", element("dt", what), element("dd", text), class_="card") for what, text in tiles]
-    models = base_models(run)
-    started = element("dd", ", ".join(models), class_="text")
-    cells.append(element("div", element("dt", "started from"), started, class_="card broad"))
+        tiles.append((f"{last.source} wins against {first.source}", win_text(last)))
+    cells = [tile(what, text) for what, text in tiles]
+    cells.append(tile("started from", ", ".join(base_models(run)), broad=True))
     return element("header", head, element("p", str(run.run_dir), class_="soft"), element("dl", *cells, class_="tiles"))
 
 

@@ -97,7 +97,8 @@ a:hover { text-decoration: underline; }
 .pair.alone { margin-top: 12px; }
 .answer { border-left: 3px solid var(--rule); padding: 2px 0 2px 12px; min-width: 0; }
 .answer.s0 { border-color: var(--s6); } .answer.s1 { border-color: var(--s0); } .answer.s2 { border-color: var(--s2); }
-.who { display: flex; gap: 10px; font-size: 12.5px; color: var(--soft); }
+.who { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: center; font-size: 12.5px; color: var(--soft); }
+.who .badge { font-size: 11px; padding: 0 8px; }
 .who b { color: var(--ink); font-variant-numeric: tabular-nums; margin-left: auto; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; }
 .prompt { color: var(--soft); font-size: 14px; }

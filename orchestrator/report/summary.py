@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.report.answer_cards import win_text
+from orchestrator.report.answer_cards import figure_columns
 from orchestrator.report.answers import Comparison
 from orchestrator.report.figures import base_models, headline, minutes_text, state_text, steps_text, time_text
-from orchestrator.report.numbers import counted, percent, short
+from orchestrator.report.numbers import counted
 from orchestrator.report.run import RunReport
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ def stages_table(run: RunReport) -> Table:
 
 
 def comparison_table(found: Comparison) -> Table:
-    """One row for each stage that answered the same prompts."""
-    table = _table("answers of", "mean number:", f"win rate against {found.figures[0].stage}:", "distinct:", "words:")
-    for one in found.figures:
-        table.add_row(
-            one.stage, short(one.mean_score), win_text(one), percent(one.distinct_frac), short(one.mean_words)
-        )
-    table.caption = f"{counted(found.num_prompts, 'prompt')}; ± is one standard error over prompts"
+    """One row for each source; what is known of none has no column."""
+    columns = {name: texts for name, texts in figure_columns(found).items() if any(texts)}
+    table = _table("answers of", *(f"{name}:" for name in columns))
+    for place, one in enumerate(found.figures):
+        table.add_row(one.source, *(texts[place] for texts in columns.values()))
+    error = f"; win rate against {found.figures[0].source}, ± is one standard error over prompts"
+    table.caption = counted(found.num_prompts, "prompt") + (error if "win rate" in columns else "")
     return table
 
 

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.load import dump_config, load_config
+from configs.errors import ConfigError
+from configs.load import Option, dump_config, load_config, load_options
 from configs.schema import Pipeline
+from configs.schema.compare import CompareConfig
 from configs.schema.ppo import AdaptiveKLConfig, PPOStage
 from configs.schema.reward import RewardStage
+from configs.schema.run import RunConfig
 from configs.yaml_file import read_value, read_yaml, write_yaml
 from tests.configs.small_files import PPO, lines, load_ppo, problems, write
 
@@ -258,3 +261,26 @@ def test_a_pipeline_needs_stages(tmp_path: Path) -> None:
     (line,) = problems(path)
     assert line.startswith("stages: got a section of 0 keys; allowed: a section of names")
     assert line.endswith("not empty (a.yaml line 3)")
+
+
+def test_options_fill_keys_and_overrides_win_over_them() -> None:
+    options = [Option(key="dir", value="x", name="OUT"), Option(key="seed", value=1, name="--seed")]
+    assert load_options(RunConfig, options, []).seed == 1
+    assert load_options(RunConfig, options, ["seed=2"]).seed == 2
+    with pytest.raises(ConfigError) as refused:
+        load_options(
+            CompareConfig,
+            [
+                Option(key="models", value=["a", "b"], name=""),
+                Option(key="run", value={"dir": "x"}, name=""),
+                Option(key="data.path", value="p", name="--prompts"),
+                Option(key="rollout.temperature", value=-1, name="--temperature"),
+            ],
+            ["data.pront_column=q"],
+        )
+    assert [str(problem) for problem in refused.value.problems][1:] == [
+        "rollout.temperature: got -1; allowed: a number of at least 0.01 (--temperature)"
+    ]
+    assert str(refused.value.problems[0]).startswith(
+        "data.pront_column: unknown key (did you mean 'prompt_column'?); allowed: path, split"
+    )

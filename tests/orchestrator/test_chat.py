@@ -14,6 +14,7 @@ import pytest
 
 from actors.errors import UserError
 from orchestrator.chat import model_of, talk
+from tests.orchestrator.report.made_runs import PPO, REWARD, rank_section, write_config, write_pipeline
 from tests.tiny_models import make_tiny_causal_lm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,12 +83,29 @@ def test_a_turn_that_does_not_fit_is_told() -> None:
 
 def test_what_a_checkpoint_names(tmp_path: Path) -> None:
     assert model_of("hub/name") == "hub/name"
-    (tmp_path / "config.yaml").touch()
+    write_config(tmp_path / "run", PPO)
+    tmp_path = tmp_path / "run"
     with pytest.raises(UserError, match="is a run directory without an exported model"):
         model_of(str(tmp_path))
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "config.json").touch()
     assert model_of(str(tmp_path)) == str(tmp_path / "export")
+
+
+def test_a_pipelines_run_names_the_stages_that_have_such_a_model(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_pipeline(run, before=rank_section("m"), reward=REWARD, ppo=PPO)
+    with pytest.raises(UserError, match=r"A: .* is a pipeline's run directory; allowed: .* none has one yet"):
+        model_of(str(run), "A")
+    for name in ("reward", "ppo"):
+        (run / name / "export").mkdir(parents=True)
+        (run / name / "export" / "config.json").touch()
+    with pytest.raises(UserError) as refused:
+        model_of(str(run), "A")
+    assert str(refused.value).endswith(f"one of its stages with such a model's export: '{run / 'ppo'}'")
+    with pytest.raises(UserError) as refused:
+        model_of(str(run), "--reward-model", kinds=("reward",))
+    assert str(refused.value).endswith(f"export: '{run / 'reward'}'")
 
 
 @pytest.mark.slow

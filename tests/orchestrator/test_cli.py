@@ -89,7 +89,7 @@ def test_nothing_heavy_is_loaded_to_answer(command: str, config: Path) -> None:
     assert done.stderr == "0 []\n"
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "resume", "export", "report", "schema"])
+@pytest.mark.parametrize("command", ["run", "plan", "resume", "export", "compare", "report", "schema"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = called(capsys, command, "--help")
     assert code == 0

@@ -1,11 +1,15 @@
 """What a config becomes on a machine, with numbers worked out by hand."""
 
 import io
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from configs.errors import ConfigError
+from configs.schema.compare import CompareConfig
 from orchestrator.plan import (
     GroupPlan,
     Plan,
@@ -170,6 +174,28 @@ def shown(plan: Plan) -> list[str]:
     console.print(describe_plan(plan))
     assert isinstance(console.file, io.StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_a_comparisons_roles_take_turns_on_what_the_largest_needs() -> None:
+    section: dict[str, Any] = {
+        "models": ("a", "b"),
+        "run": {"dir": "x"},
+        "data": {"path": "p"},
+        "rollout": {"num_engines": 2},
+        "cluster": {"device": "cuda"},
+        "reward": {"model": {"model": "r"}},
+    }
+    plan = make_plan(CompareConfig.model_validate(section), NODE)
+    assert [(role.role, role.num_ranks, role.gpus_per_rank) for role in plan.roles.values()] == [
+        ("rollout_a", 2, 1),
+        ("rollout_b", 2, 1),
+        ("reward", 1, 1),
+    ]
+    assert num_gpus(plan) == 2
+    section |= {"reward": None, "annotator": {"function": "a:b", "num_workers": 7}}
+    assert num_gpus(make_plan(CompareConfig.model_validate(section), NODE)) == 2
+    with pytest.raises(ConfigError, match=r"the comparison can't run on this machine:\n  cluster.device: got 'cuda'"):
+        make_plan(CompareConfig.model_validate(section), LAPTOP)
 
 
 def test_a_plan_in_words() -> None:

@@ -51,8 +51,8 @@ def test_stages_over_the_same_prompts_are_compared() -> None:
     assert found is not None
     assert found.num_prompts == 2
     first, last = found.figures
-    assert (first.stage, first.mean_score, first.win_frac, first.mean_words) == ("before", 1.75, None, 6 / 4)
-    assert (last.stage, last.mean_score, last.win_frac, last.distinct_frac) == ("after", 3.0, 1.0, 0.75)
+    assert (first.source, first.mean_score, first.win_frac, first.mean_words) == ("before", 1.75, None, 6 / 4)
+    assert (last.source, last.mean_score, last.win_frac, last.distinct_frac) == ("after", 3.0, 1.0, 0.75)
     # in the order of the first stage, whatever that of the others
     assert [[answer.text for answer in exchange.answers] for exchange in found.exchanges] == [
         ["one two", "same"],
@@ -79,7 +79,7 @@ def test_a_stage_that_samples_other_prompts_stands_aside() -> None:
     same = [row("a", [1, 2])]
     found = compare([("sample", stage(), [row("z", [1, 2])]), ("before", stage(), same), ("after", stage(), same)])
     assert found is not None
-    assert [one.stage for one in found.figures] == ["before", "after"]
+    assert [one.source for one in found.figures] == ["before", "after"]
 
 
 def test_rankings_are_read_with_prompts_of_both_kinds(tmp_path: Path) -> None:
