@@ -24,7 +24,7 @@ from benchmarks.table import Cell, Table, machine_line
 from configs.load import load_config
 from configs.schema import Pipeline, stage_models
 from configs.schema.reward import RewardStage
-from examples.demo.people import noise_ceiling, utility
+from examples.demo.people import noise_ceiling, right, utility
 from orchestrator.ledger import Ledger, LedgerEntry
 from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, EXPORT_FOLDER, RANKINGS_FILE
 
@@ -58,6 +58,8 @@ class AnswerMeasures:
     """Mean."""
     win_rate: float
     """Against the answers of the fine-tuned model to the same prompt, all pairs, ties half."""
+    right_frac: float
+    """Share of answers that state what was asked, and that is true."""
     distinct_frac: float
     """Share of answers that differ from the earlier ones to the same prompt."""
 
@@ -91,6 +93,7 @@ def answer_measures(rows: Sequence[Row], before: Sequence[Row]) -> AnswerMeasure
     return AnswerMeasures(
         utility=fmean(score for row in rows for score in row["scores"]),
         win_rate=fmean(wins),
+        right_frac=fmean(right(row["prompt"], text) for row in rows for text in row["responses"]),
         distinct_frac=sum(len(set(row["responses"])) for row in rows) / sum(len(row["responses"]) for row in rows),
     )
 
@@ -203,8 +206,8 @@ def tables_of(runs: Mapping[int, Path]) -> list[Table]:
     models: list[tuple[Cell, ...]] = []
     for name in ("SFT", *TUNED):
         rows = [
-            (answers[name].utility, answers[name].win_rate, answers[name].distinct_frac, divergences.get(name, 0.0))
-            for _, answers, divergences in measured.values()
+            (of.utility, of.win_rate, of.right_frac, of.distinct_frac, divergences.get(name, 0.0))
+            for of, divergences in ((answers[name], divergences) for _, answers, divergences in measured.values())
         ]
         models += [(f"{name}, seed {seed}", *row) for seed, row in zip(measured, rows, strict=True)]
         models.append((f"**{name}, mean**", *_spread(rows)))
@@ -219,7 +222,7 @@ def tables_of(runs: Mapping[int, Path]) -> list[Table]:
         ),
         Table(
             title="Answers to held-out prompts",
-            columns=("", "utility", "win rate against SFT", "distinct answers", "KL from SFT, nats per answer"),
+            columns=("", "utility", "win rate against SFT", "right", "distinct", "KL from SFT, nats per answer"),
             rows=tuple(models),
             note="Four answers to each prompt. KL is estimated from these answers. "
             f"In training, the mean of PPO's last {LAST_STEPS} steps was {kl}.",

@@ -34,7 +34,7 @@ NOT_RUN = {
     "make test-fast": CI,
     "make test": CI,
     "make check": CI,
-    "make demo": f"{LONG}. Its recipe dry: tests/examples/test_demo.py; its stages in small: tests/test_end_to_end.py",
+    "make demo": CI,
     "make bench-demo": f"{LONG}. As `make demo`, three times",
     "make real DATA=PAIRS.jsonl.gz": f"{LONG}, and a package from the network. Its stages in small: tests/test_end_to_end.py",
     "make bench": f"{LONG}. Its parts: tests/benchmarks",

@@ -29,7 +29,7 @@ NOISE_STD = 0.7
 
 def utility(prompt: str, response: str) -> float:
     """What an answer is worth to everybody, without noise."""
-    asked, known = _world()
+    _, known = _world()
     sentences = _sentences(response)
     total = PER_WORD * max(0, len(response.split()) - FREE_WORDS)
     total += REPEATED * (len(sentences) - len(set(sentences)))
@@ -38,8 +38,14 @@ def utility(prompt: str, response: str) -> float:
     total += BROKEN * sum(sentence not in known for sentence in sentences)
     said = set(filter(None, map(known.get, sentences)))
     total += FALSE * sum(FACTS[who, what] != value for who, what, value in said)
-    total += TRUE * ((*asked[prompt], FACTS[asked[prompt]]) in said)
+    total += TRUE * right(prompt, response)
     return round(total, 6)  # equal ones shall be equal, in whatever order they were added up
+
+
+def right(prompt: str, response: str) -> bool:
+    """Whether an answer states what was asked, and that is true."""
+    asked, known = _world()
+    return (*asked[prompt], FACTS[asked[prompt]]) in map(known.get, _sentences(response))
 
 
 def noisy_utility(prompt: str, response: str, annotator: str) -> float:

@@ -227,8 +227,10 @@ def test_measures_by_hand() -> None:
     assert found.accuracy == 0.6
     assert found.perfect == pytest.approx(4 / 5)
     assert found.expected == pytest.approx(noise_ceiling([[2, 1], [2, -1], [2, -1], [1, -1], [1, -1]]))
-    before = [{"id": "a", "responses": ["x", "y"], "scores": [1.0, 3.0]}]
-    after = [{"id": "a", "responses": ["z", "z"], "scores": [3.0, 2.0]}]
+    before = [{"id": "a", "prompt": FOX, "responses": ["x", "y"], "scores": [1.0, 3.0]}]
+    said = ["the fox lives in the forest . the fox is red .", "the fox is red .", "the fox is red ."]
+    after = [{"id": "a", "prompt": FOX, "responses": said, "scores": [3.0, 2.0, 2.0]}]
     answers = answer_measures(after, before)
-    # 3 beats 1 and ties with 3; 2 beats 1 and loses to 3
-    assert (answers.utility, answers.win_rate, answers.distinct_frac) == (2.5, 2.5 / 4, 0.5)
+    # 3 beats 1 and ties with 3; each 2 beats 1 and loses to 3
+    assert (answers.utility, answers.win_rate, answers.distinct_frac) == (7 / 3, 3.5 / 6, 2 / 3)
+    assert answers.right_frac == 1 / 3, "red is no home"

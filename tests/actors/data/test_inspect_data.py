@@ -107,7 +107,7 @@ def test_prompts(write_rows: Write, tokenizer_folder: str) -> None:
     assert shown(ppo(path, tokenizer_folder), rows=1) == (
         f"{path}:1, id 0: 5 tokens\n<bos> <user> why <eos> <assistant>\n\n"
         "rows                2, 0 left out for length\n"
-        "prompts             2\n"
+        "prompts             2: 2 to learn from, 0 held out\n"
         "tokens of a prompt  shortest 5, median 5.5, longest 6\n"
         "tokens              11\n"
     )
