@@ -21,8 +21,8 @@ from actors.context import RankContext
 from actors.durable import write_whole
 from actors.errors import NotFinite, UserError
 from actors.reward_trainer import batch_of, check_group_lengths, groups_report, ranks_of
-from actors.supervised_trainer import DATA_FINGERPRINT, ItemsReport, MicroBatch, MicroBatches, SupervisedTrainer
-from actors.tasks import Busy, RoleReport
+from actors.supervised_trainer import ItemsReport, MicroBatch, MicroBatches, SupervisedTrainer
+from actors.tasks import Busy
 from configs.schema.supervised import DPOStage
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from actors.algorithms.records import PackedBatch
     from actors.data.rankings import RankingDataset
+    from actors.data.tokenizer import Tokenizer
+    from actors.models.wrapped import WrappedModel
 
 REFERENCE_FILE = "reference_logprobs.json"
 
@@ -94,28 +96,23 @@ class DPOTrainer(SupervisedTrainer):
         self.reference: dict[int, tuple[float, ...]] = {}
         """By group [K]."""
 
-    def start(self) -> RoleReport:
-        """Loads data, model and engine, and the reference's log-probabilities where an earlier driver stored them (collective).
+    def load_data(self, tokenizer: Tokenizer) -> str:
+        """The rankings, and the reference's log-probabilities where an earlier driver stored them.
 
         Raises:
             UserError: for bad data, or a group that is larger than a micro-batch may be.
         """
         from actors.data.rankings import RankingDataset
-        from actors.data.tokenizer import load_tokenizer
-        from actors.engine.distributed import join_process_group
-        from actors.engine.engine import Engine
+
+        self.data: RankingDataset = RankingDataset.load(self.config.data, tokenizer)
+        check_group_lengths(self.data, self.config.model.engine.micro_batch_tokens)
+        self.reference = self._stored()
+        return self.data.fingerprint
+
+    def load_module(self, model: str) -> WrappedModel:
         from actors.models.causal_lm import load_policy
 
-        started = time.monotonic()
-        model = self.config.model
-        assert model.model is not None
-        self.data: RankingDataset = RankingDataset.load(self.config.data, load_tokenizer(model.model))
-        check_group_lengths(self.data, model.engine.micro_batch_tokens)
-        join_process_group(self.context)
-        module = load_policy(model.model, model.engine, device=self.context.device)
-        self.engine = Engine(module, engine=model.engine, optimizer=model.optimizer, context=self.context)
-        self.reference = self._stored()
-        return self.report(started, **{DATA_FINGERPRINT: self.data.fingerprint})
+        return load_policy(model, self.config.model.engine, device=self.context.device)
 
     # -- the reference, before the first update
 

@@ -8,15 +8,13 @@ Imports of torch and of everything above it stand inside methods: see `actors.ro
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actors.context import RankContext
 from actors.errors import NotFinite
-from actors.supervised_trainer import DATA_FINGERPRINT, ItemsReport, MicroBatch, MicroBatches, SupervisedTrainer
-from actors.tasks import RoleReport
+from actors.supervised_trainer import ItemsReport, MicroBatch, MicroBatches, SupervisedTrainer
 from configs.schema.supervised import PretrainStage, SFTStage
 
 if TYPE_CHECKING:
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
 
     from actors.algorithms.records import PackedBatch
     from actors.data.sequences import SequenceDataset
+    from actors.data.tokenizer import Tokenizer
+    from actors.models.wrapped import WrappedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,25 +67,14 @@ class LanguageTrainer(SupervisedTrainer):
         super().__init__(context)
         self.config: PretrainStage | SFTStage = config
 
-    def start(self) -> RoleReport:
-        """Loads data, model and engine (collective).
+    def load_data(self, tokenizer: Tokenizer) -> str:
+        self.data: SequenceDataset = load_sequences(self.config, tokenizer)
+        return self.data.fingerprint
 
-        Raises:
-            UserError: for bad data or a model that is none.
-        """
-        from actors.data.tokenizer import load_tokenizer
-        from actors.engine.distributed import join_process_group
-        from actors.engine.engine import Engine
+    def load_module(self, model: str) -> WrappedModel:
         from actors.models.causal_lm import load_policy
 
-        started = time.monotonic()
-        model = self.config.model
-        assert model.model is not None
-        self.data: SequenceDataset = load_sequences(self.config, load_tokenizer(model.model))
-        join_process_group(self.context)
-        module = load_policy(model.model, model.engine, device=self.context.device)
-        self.engine = Engine(module, engine=model.engine, optimizer=model.optimizer, context=self.context)
-        return self.report(started, **{DATA_FINGERPRINT: self.data.fingerprint})
+        return load_policy(model, self.config.model.engine, device=self.context.device)
 
     def items(self) -> ItemsReport:
         return ItemsReport(

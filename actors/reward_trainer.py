@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
@@ -18,8 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from actors.algorithms.calibration_bin import CalibrationBin
 from actors.context import RankContext
 from actors.errors import NotFinite, UserError
-from actors.supervised_trainer import DATA_FINGERPRINT, ItemsReport, MicroBatch, MicroBatches, SupervisedTrainer
-from actors.tasks import RoleReport
+from actors.supervised_trainer import ItemsReport, MicroBatch, MicroBatches, SupervisedTrainer
 from configs.schema.reward import RewardStage
 
 if TYPE_CHECKING:
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
 
     from actors.algorithms.records import PackedBatch
     from actors.data.rankings import Group, RankingDataset
+    from actors.data.tokenizer import Tokenizer
+    from actors.models.wrapped import WrappedModel
 
 STATS_FILE = "preceptor_reward.json"
 """Where PPO finds mean and deviation of an exported model's scores."""
@@ -97,29 +97,23 @@ class RewardTrainer(SupervisedTrainer):
         super().__init__(context)
         self.config: RewardStage = config
 
-    def start(self) -> RoleReport:
-        """Loads data, model and engine (collective).
+    def load_data(self, tokenizer: Tokenizer) -> str:
+        """The rankings.
 
         Raises:
             UserError: for bad data, or a group that is larger than a micro-batch may be.
         """
         from actors.data.rankings import RankingDataset
-        from actors.data.tokenizer import load_tokenizer
-        from actors.engine.distributed import join_process_group
-        from actors.engine.engine import Engine
+
+        self.data: RankingDataset = RankingDataset.load(self.config.data, tokenizer)
+        check_group_lengths(self.data, self.config.model.engine.micro_batch_tokens)
+        return self.data.fingerprint
+
+    def load_module(self, model: str) -> WrappedModel:
         from actors.models.scalar_head import load_scalar
 
-        started = time.monotonic()
-        model = self.config.model
-        assert model.model is not None
-        self.data: RankingDataset = RankingDataset.load(self.config.data, load_tokenizer(model.model))
-        check_group_lengths(self.data, model.engine.micro_batch_tokens)
-        join_process_group(self.context)
-        module = load_scalar(
-            model.model, model.engine, device=self.context.device, fresh_head_ok=True, seed=self.context.seed
-        )
-        self.engine = Engine(module, engine=model.engine, optimizer=model.optimizer, context=self.context)
-        return self.report(started, **{DATA_FINGERPRINT: self.data.fingerprint})
+        engine, context = self.config.model.engine, self.context
+        return load_scalar(model, engine, device=context.device, fresh_head_ok=True, seed=context.seed)
 
     def items(self) -> ItemsReport:
         return groups_report(self.data)

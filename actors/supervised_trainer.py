@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from actors.durable import write_whole
-from actors.tasks import Busy, UpdateReport
+from actors.tasks import Busy, RoleReport, UpdateReport
 from actors.trainer import Trainer
 from configs.schema.supervised import SupervisedSection
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actors.algorithms.records import PackedBatch
+    from actors.data.tokenizer import Tokenizer
+    from actors.models.wrapped import WrappedModel
 
 DATA_FINGERPRINT = "data_fingerprint"
 """Of the facts that a rank reports."""
@@ -93,6 +95,33 @@ class SupervisedTrainer(Trainer, ABC):
     forward_kwargs: ClassVar[dict[str, Any]] = {}
     """Of the engine's forward."""
     config: SupervisedSection
+
+    def start(self) -> RoleReport:
+        """Loads data, model and engine (collective).
+
+        Raises:
+            UserError: for bad data, or a model that is none.
+        """
+        from actors.data.tokenizer import load_tokenizer
+        from actors.engine.distributed import join_process_group
+        from actors.engine.engine import Engine
+
+        started = time.monotonic()
+        model = self.config.model
+        assert model.model is not None
+        fingerprint = self.load_data(load_tokenizer(model.model))
+        join_process_group(self.context)  # a sharded model is loaded shard by shard
+        module = self.load_module(model.model)
+        self.engine = Engine(module, engine=model.engine, optimizer=model.optimizer, context=self.context)
+        return self.report(started, **{DATA_FINGERPRINT: fingerprint})
+
+    @abstractmethod
+    def load_data(self, tokenizer: Tokenizer) -> str:
+        """Reads the data; its fingerprint."""
+
+    @abstractmethod
+    def load_module(self, model: str) -> WrappedModel:
+        """The model's module (collective)."""
 
     @abstractmethod
     def items(self) -> ItemsReport:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,7 @@ from configs.schema import LANGUAGE_MODELS, Pipeline
 from configs.schema.rollout import RolloutConfig
 from orchestrator.machine import local_cores
 from orchestrator.plan_records import Device
-from orchestrator.progress import quiet_process
+from orchestrator.progress import DRIVER_LOG, quiet_process
 from orchestrator.run_dir import CONFIG_FILE, EXPORT_FOLDER
 
 if TYPE_CHECKING:
@@ -56,17 +55,24 @@ def model_of(checkpoint: str, key: str = "CHECKPOINT", *, kinds: Sequence[str] =
 
 
 def chat(
-    checkpoint: str, rollout: RolloutConfig, *, device: Device, seed: int, system: str | None, max_model_len: int
+    checkpoint: str,
+    rollout: RolloutConfig,
+    *,
+    folder: Path,
+    device: Device,
+    seed: int,
+    system: str | None,
+    max_model_len: int,
 ) -> None:
-    """Talks until the input ends. Answers stream to stdout; what libraries say goes to a log that is shown only where the start fails."""
+    """Talks until the input ends. Answers stream to stdout; what libraries say goes to a log in `folder`."""
     from actors.rollout import engine_environment
 
     model = model_of(checkpoint)
     os.environ.update(engine_environment(rollout, local_cores(), device))
-    with tempfile.TemporaryDirectory(prefix="preceptor-chat-") as folder, os.fdopen(os.dup(1), "w") as out:
+    with os.fdopen(os.dup(1), "w") as out:
         out.write(f"loading {model} ...\n")
         out.flush()
-        with quiet_process(Path(folder) / "chat.log"):
+        with quiet_process(folder / DRIVER_LOG):
             from actors.chat import Conversation
 
             context = RankContext(
@@ -78,7 +84,7 @@ def chat(
                 seed=seed,
                 deterministic=False,
                 collective_timeout_s=60.0,
-                run_dir=folder,
+                run_dir=str(folder),
             )
             conversation = Conversation(model, rollout, context, max_model_len=max_model_len)
             talk(conversation, sys.stdin, out, system=system)

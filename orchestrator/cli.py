@@ -133,6 +133,7 @@ def _chat(arguments: argparse.Namespace) -> None:
 
     from configs.schema.rollout import RolloutConfig
     from orchestrator.chat import chat
+    from orchestrator.scratch import scratch
 
     try:
         rollout = RolloutConfig(
@@ -143,14 +144,17 @@ def _chat(arguments: argparse.Namespace) -> None:
         )
     except ValidationError as error:
         raise BadInput("; ".join(f"--{e['loc'][0]}: {e['msg']}, got {e['input']}" for e in error.errors())) from error
-    chat(
-        arguments.checkpoint,
-        rollout,
-        device=arguments.device,
-        seed=arguments.seed,
-        system=arguments.system,
-        max_model_len=arguments.window,
-    )
+    with scratch("chat") as folder:
+        arguments.run_dir = str(folder)
+        chat(
+            arguments.checkpoint,
+            rollout,
+            folder=folder,
+            device=arguments.device,
+            seed=arguments.seed,
+            system=arguments.system,
+            max_model_len=arguments.window,
+        )
 
 
 def _compare(arguments: argparse.Namespace) -> None:

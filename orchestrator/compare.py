@@ -8,19 +8,15 @@ Each has the machine for itself. Nothing is kept but what the user asks for.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from actors.answerer import Answerer, PromptAnswers
-from actors.errors import UserError
 from actors.judge import FunctionJudge, ModelJudge
 from actors.preflight import CompareFacts, check_compare
 from actors.rollout import engine_environment
 from actors.tasks import GenerationUnit
-from configs.errors import ConfigError
 from configs.schema.compare import CompareConfig
 from orchestrator.export import only_role
 from orchestrator.launch import Launched, RoleSpec
@@ -30,18 +26,6 @@ from orchestrator.report.answers import AnsweredRow, compare_rows, prompt_text
 from orchestrator.report.compared import SOURCES, Compared
 from orchestrator.signals import interruptible
 from orchestrator.stages import in_cluster, launched_roles, ray_for, same_rows
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for logs. It stays only where something failed that is not the user's to put right: the error's message points into it."""
-    folder = Path(tempfile.mkdtemp(prefix="preceptor-compare-"))
-    try:
-        yield folder
-    except (UserError, ConfigError, KeyboardInterrupt):
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def compare(config: CompareConfig, progress: Progress) -> Compared:

@@ -85,14 +85,15 @@ def config_of(arguments: argparse.Namespace, folder: Path) -> CompareConfig:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Compares, writes and shows."""
-    from orchestrator.compare import compare, scratch
+    from orchestrator.compare import compare
     from orchestrator.progress import Progress
     from orchestrator.report.compared import compared_json, compared_page, print_compared
+    from orchestrator.scratch import scratch
     from orchestrator.targets import check_target, write_target
 
     writers = {"--html": (arguments.html, compared_page), "--json": (arguments.json, compared_json)}
     targets = {option: check_target(path, option) for option, (path, _) in writers.items() if path is not None}
-    with scratch() as folder:
+    with scratch("compare") as folder:
         arguments.run_dir = str(folder)
         config = config_of(arguments, folder)
         with Progress() as progress:

@@ -55,6 +55,8 @@ class SupervisedLoop:
         self.best = 0
         """Step of the best evaluation, 0 where there was none."""
         self._best_merit = float("-inf")
+        self._evaluated: tuple[int, Evaluation | None] = (0, None)
+        """Step of the last evaluation, and what it found."""
         self.exported: int | None = None
         """Step of the exported weights, once they are."""
         self.stepping = False
@@ -125,6 +127,7 @@ class SupervisedLoop:
         if step % self.config.training.evaluate_every == 0 or step == self.total_steps:
             with self.progress.phase("evaluation"):
                 evaluation = evaluate(self.group, self.waiter, self.config, self.items)
+            self._evaluated = (step, evaluation)
             if evaluation is not None:
                 metrics |= evaluation.metrics() | {MERIT: evaluation.merit}
                 self.progress.note(evaluation.described())
@@ -203,7 +206,9 @@ class SupervisedLoop:
             self._load(self.best)
             self.progress.note(f"the export is of step {self.best}, the best evaluation")
         with self.progress.phase("evaluation and export"):
-            evaluation = evaluate(self.group, self.waiter, self.config, self.items)
+            evaluated_at, evaluation = self._evaluated
+            if evaluated_at != step:
+                evaluation = evaluate(self.group, self.waiter, self.config, self.items)
             export_evaluated(self.group, self.waiter, str(self.run_dir / EXPORT_FOLDER), evaluation)
         self.exported = step
 

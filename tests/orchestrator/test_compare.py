@@ -15,12 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.errors import RoleFailed, UserError
+from actors.errors import UserError
 from actors.preflight import check_compare
 from configs.errors import ConfigError
 from configs.schema.compare import CompareConfig
 from orchestrator import cli, compare_command
-from orchestrator.compare import scratch
 from tests.orchestrator.report.made_runs import REWARD, rank_section, write_pipeline
 from tests.orchestrator.report.pages import whole_page
 from tests.tiny_models import EOS_ID, make_tiny_causal_lm, make_tiny_scalar
@@ -209,23 +208,6 @@ def test_what_can_be_refused_at_once_is(made: Path, tmp_path: Path, capsys: pyte
     assert "A: " in refused(capsys, tmp_path / "run", *models[1:])
     assert "B: " in refused(capsys, made / "a", tmp_path / "run", *models[2:])
     assert "--reward-model: " in refused(capsys, *models, "--reward-model", tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("error", "kept"),
-    [(None, False), (UserError("x"), False), (KeyboardInterrupt(), False), (RoleFailed("r", 0, None, "x"), True)],
-)
-def test_logs_stay_only_where_something_failed(error: BaseException | None, kept: bool) -> None:
-    folder = Path()
-    try:
-        with scratch() as folder:
-            (folder / "log").touch()
-            if error is not None:
-                raise error
-    except (UserError, KeyboardInterrupt, RoleFailed):
-        pass
-    assert folder.exists() == kept
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- real models
