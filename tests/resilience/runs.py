@@ -41,9 +41,7 @@ def pays(prompt, response):
     if bad.exists():
         order = json.loads(bad.read_text())
         if order["prompt"] == prompt:
-            if order["how"] == "raise":
-                raise ValueError("no reward for this one")
-            return float("nan")
+            raise ValueError("no reward for this one")
     return response.split().count("yes") / 4 + 0.1 * len(response.split())
 """
 

@@ -70,9 +70,8 @@ def test_a_rank_that_dies_while_it_starts(project: Path, run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("role", "method", "rank"),
     [
+        # whichever role it is, a call that it owes is what fails: one that many wait for, and one on CPU with a process of its own
         ("rollout", "generate", 0),
-        ("reference", "logprobs", 0),
-        ("reward", "score", 0),
         ("reward_function_0", "score", 0),
         # the other rank waits for this one in a collective
         ("policy", "update", 1),
@@ -87,17 +86,16 @@ def test_a_rank_that_dies_at_work(project: Path, run_dir: Path, role: str, metho
     assert "failed in step" in said
 
 
-@pytest.mark.parametrize(("how", "why"), [("raise", "ValueError: no reward for this one"), ("nan", "returned nan")])
-def test_a_reward_that_can_not_be_had(project: Path, run_dir: Path, how: str, why: str) -> None:
+def test_a_reward_that_can_not_be_had(project: Path, run_dir: Path) -> None:
     bad = project / "bad.json"
     try:
         with gone_on(project, run_dir) as driver:
             driver.committed(steps_committed(run_dir) + 1)
-            bad.write_text(json.dumps({"prompt": "what is the red cat ?", "how": how}))
+            bad.write_text(json.dumps({"prompt": "what is the red cat ?"}))
             said = fails(driver, "no reward for prompt 'red-cat'")
     finally:
         bad.unlink(missing_ok=True)
-    assert why in said
+    assert "ValueError: no reward for this one" in said
 
 
 def test_a_second_driver_is_refused_and_a_second_interrupt_ends_at_once(project: Path, run_dir: Path) -> None:
