@@ -15,6 +15,8 @@ from configs.schema.rollout import RolloutConfig
 if TYPE_CHECKING:
     from actors.data.hh import Message
 
+LONGEST_ANSWER = 256
+"""In tokens, where nothing else is asked for."""
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What bytes of a character that is not yet whole are decoded to."""
 
@@ -22,8 +24,11 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 class Conversation:
     """Turns so far, and the model that answers."""
 
-    def __init__(self, model: str, rollout: RolloutConfig, context: RankContext, *, max_model_len: int) -> None:
+    def __init__(
+        self, model: str, rollout: RolloutConfig, context: RankContext, *, max_model_len: int, max_tokens: int | None
+    ) -> None:
         """Loads the model. `max_model_len` is what conversation and answer may have together, in tokens; at most the model's window.
+        `max_tokens` is the longest answer; where it is not given, 256 or half of that.
 
         Raises:
             UserError: for a model that is none, or that vLLM cannot serve.
@@ -34,14 +39,14 @@ class Conversation:
 
         positions = window(read_model_config(model))
         self.limit = max_model_len if positions is None else min(max_model_len, positions)
-        if rollout.max_response_tokens >= self.limit:
-            raise UserError(
-                f"--max-tokens: got {rollout.max_response_tokens}; allowed: less than {self.limit}, the window of {model}"
-            )
+        if max_tokens is None:
+            max_tokens = min(LONGEST_ANSWER, self.limit // 2)
+        if max_tokens >= self.limit:
+            raise UserError(f"--max-tokens: got {max_tokens}; allowed: less than {self.limit}, the window of {model}")
         self._tokenizer = load_tokenizer(model)
         self._sampling = Sampling(
             temperature=rollout.temperature,
-            max_tokens=rollout.max_response_tokens,
+            max_tokens=max_tokens,
             end_token_ids=end_token_ids(model, self._tokenizer),
         )
         self._seed = context.seed

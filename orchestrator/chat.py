@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -54,21 +55,27 @@ def model_of(checkpoint: str, key: str = "CHECKPOINT", *, kinds: Sequence[str] =
     )
 
 
-def chat(
-    checkpoint: str,
-    rollout: RolloutConfig,
-    *,
-    folder: Path,
-    device: Device,
-    seed: int,
-    system: str | None,
-    max_model_len: int,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """How to talk."""
+
+    rollout: RolloutConfig
+    device: Device
+    seed: int
+    system: str | None
+    """What the system says first."""
+    window: int
+    """Tokens that conversation and answer may have together."""
+    max_tokens: int | None
+    """Longest answer; where it is not given, what fits."""
+
+
+def chat(checkpoint: str, options: ChatOptions, folder: Path) -> None:
     """Talks until the input ends. Answers stream to stdout; what libraries say goes to a log in `folder`."""
     from actors.rollout import engine_environment
 
     model = model_of(checkpoint)
-    os.environ.update(engine_environment(rollout, local_cores(), device))
+    os.environ.update(engine_environment(options.rollout, local_cores(), options.device))
     with os.fdopen(os.dup(1), "w") as out:
         out.write(f"loading {model} ...\n")
         out.flush()
@@ -79,15 +86,17 @@ def chat(
                 role="rollout",
                 rank=0,
                 world_size=1,
-                device=device,
+                device=options.device,
                 threads=local_cores(),
-                seed=seed,
+                seed=options.seed,
                 deterministic=False,
                 collective_timeout_s=60.0,
                 run_dir=str(folder),
             )
-            conversation = Conversation(model, rollout, context, max_model_len=max_model_len)
-            talk(conversation, sys.stdin, out, system=system)
+            conversation = Conversation(
+                model, options.rollout, context, max_model_len=options.window, max_tokens=options.max_tokens
+            )
+            talk(conversation, sys.stdin, out, system=options.system)
 
 
 def talk(conversation: Conversation, lines: IO[str], out: IO[str], *, system: str | None) -> None:

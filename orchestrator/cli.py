@@ -132,29 +132,26 @@ def _chat(arguments: argparse.Namespace) -> None:
     from pydantic import ValidationError
 
     from configs.schema.rollout import RolloutConfig
-    from orchestrator.chat import chat
+    from orchestrator.chat import ChatOptions, chat
     from orchestrator.scratch import scratch
 
+    if arguments.max_tokens is not None and arguments.max_tokens < 1:
+        raise BadInput(f"--max-tokens: got {arguments.max_tokens}; allowed: a whole number of at least 1")
     try:
-        rollout = RolloutConfig(
-            temperature=arguments.temperature,
-            max_response_tokens=arguments.max_tokens,
-            dtype=arguments.dtype,
-            prompts_per_wave=1,
-        )
+        rollout = RolloutConfig(temperature=arguments.temperature, dtype=arguments.dtype, prompts_per_wave=1)
     except ValidationError as error:
         raise BadInput("; ".join(f"--{e['loc'][0]}: {e['msg']}, got {e['input']}" for e in error.errors())) from error
     with scratch("chat") as folder:
         arguments.run_dir = str(folder)
-        chat(
-            arguments.checkpoint,
-            rollout,
-            folder=folder,
+        options = ChatOptions(
+            rollout=rollout,
             device=arguments.device,
             seed=arguments.seed,
             system=arguments.system,
-            max_model_len=arguments.window,
+            window=arguments.window,
+            max_tokens=arguments.max_tokens,
         )
+        chat(arguments.checkpoint, options, folder)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -293,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     talk = add("chat", _chat, "talk with a model in the terminal")
     talk.add_argument("checkpoint", metavar="CHECKPOINT", help="a Hugging Face folder or hub name, or a finished run")
     talk.add_argument("--temperature", type=float, default=0.7, help="default: 0.7")
-    talk.add_argument("--max-tokens", type=int, default=256, help="longest answer; default: 256")
+    talk.add_argument("--max-tokens", type=int, help="longest answer; default: 256, or half of the window")
     talk.add_argument("--window", type=int, default=2048, help="longest conversation in tokens; default: 2048")
     talk.add_argument("--system", metavar="TEXT", help="what the system says first")
     talk.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

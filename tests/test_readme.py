@@ -47,7 +47,7 @@ PLACEHOLDERS = {
     "preceptor data inspect CONFIG": "preceptor data inspect configs/recipes/bandit.yaml",
 }
 """CONFIG stands for a file, and a dry run asks for a run directory that is not taken."""
-TYPED = {"preceptor chat runs/bandit --max-tokens 8": "yes ?\n/quit\n"}
+TYPED = {"preceptor chat runs/bandit": "yes ?\n/quit\n"}
 """What is typed where a command talks with people."""
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from actors.algorithms.kl import LOG_RATIO_LIMIT, kl_estimate
 from actors.algorithms.segments import num_unmasked, unmasked_trajectories
@@ -204,37 +203,14 @@ def next_token_loss(
     return -_mean(logprobs, loss_mask, cu_lengths, aggregation=aggregation, global_count=global_count)
 
 
-def bradley_terry_loss(
-    chosen: Tensor, rejected: Tensor, *, global_count: float, margin: Tensor | None = None
-) -> tuple[Tensor, Metrics]:
-    """-log sigmoid(chosen - rejected - margin), mean over the minibatch's pairs: 0-d (Bradley and Terry 1952; margin: Touvron et al. 2023).
-
-    Args:
-        chosen, rejected: [N] scores, with gradient.
-        global_count: pairs of the minibatch, over all ranks.
-        margin: [N], by how much the chosen answer ought to lead; None is 0.
-
-    Returns:
-        The loss and, as means: `accuracy` (equal scores count half), `score_gap` (chosen - rejected).
-
-    Raises:
-        ValueError: if the count is not > 0.
-    """
-    count = _require_count(global_count)
-    gap = chosen - rejected
-    loss = -logsigmoid(gap if margin is None else gap - margin).sum() / count
-    gap = gap.detach()
-    right = (gap > 0).to(gap.dtype) + 0.5 * (gap == 0).to(gap.dtype)
-    return loss, {"accuracy": right.sum() / count, "score_gap": gap.sum() / count}
-
-
 def plackett_luce_loss(
     scores: Tensor, ranks: Tensor, cu_groups: Tensor, *, global_count: float
 ) -> tuple[Tensor, Metrics]:
     """Negative log-likelihood of the rankings, mean over the minibatch's groups: 0-d (Luce 1959; Plackett 1975).
 
     The best of a group's answers is drawn with probability softmax(scores), then the best of the rest, and so on:
-    loss = sum_i (logsumexp over {j: rank_j >= rank_i} of s_j - s_i). With two answers and no tie this is `bradley_terry_loss`.
+    loss = sum_i (logsumexp over {j: rank_j >= rank_i} of s_j - s_i). With two answers and no tie this is
+    -log sigmoid(better - worse) (Bradley and Terry 1952).
 
     Tied answers are each drawn from the same set, tied ones included (Breslow 1974), so a tie pulls their scores together: it is taken
     as "these are equally good", not as "these were not compared". Ranks need not be consecutive, only their order is read.

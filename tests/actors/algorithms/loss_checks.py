@@ -135,16 +135,18 @@ def check_means(module: Any) -> None:
             same(got, twins.mean(estimates, batch.rows(), aggregation), 1e-6)
 
 
-def check_bradley_terry(module: Any) -> None:
-    """Gaps ln 3 and 0: -ln(3/4), -ln(1/2); with margins ln 3 and -ln 3 the probabilities are 1/2 and 3/4."""
-    chosen, rejected = torch.tensor([math.log(3) + 1, 2.0], dtype=F64), torch.tensor([1.0, 2.0], dtype=F64)
-    loss, metrics = module.bradley_terry_loss(chosen, rejected, global_count=2)
+def check_pairs(module: Any) -> None:
+    """Bradley and Terry's pairs, gaps ln 3 and 0: -ln(3/4), -ln(1/2). 1000 nats the wrong way: the loss is the gap, its slope -1."""
+    scores, pairs = torch.tensor([math.log(3) + 1, 1.0, 2.0, 2.0], dtype=F64), torch.tensor([0, 2, 4])
+    loss, metrics = module.plackett_luce_loss(scores, torch.tensor([1, 2, 1, 2]), pairs, global_count=2)
     same(loss, -(math.log(3 / 4) + math.log(1 / 2)) / 2)
     same(metrics["accuracy"], 0.75)
-    same(metrics["score_gap"], math.log(3) / 2)
-    margin = torch.tensor([math.log(3), -math.log(3)], dtype=F64)
-    loss, _ = module.bradley_terry_loss(chosen, rejected, global_count=2, margin=margin)
-    same(loss, -(math.log(1 / 2) + math.log(3 / 4)) / 2)
+    far = torch.tensor([-1000.0, 0.0], requires_grad=True)
+    loss, _ = module.plackett_luce_loss(far, torch.tensor([1, 2]), pairs[:2], global_count=1)
+    loss.backward()
+    same(loss.detach(), 1000.0)
+    assert far.grad is not None
+    same(far.grad, torch.tensor([-1.0, 1.0]))
 
 
 def check_plackett_luce(module: Any) -> None:
@@ -174,6 +176,6 @@ LOSS_CHECKS = (
     check_policy_clamp,
     check_value_loss,
     check_means,
-    check_bradley_terry,
+    check_pairs,
     check_plackett_luce,
 )
