@@ -108,7 +108,7 @@ def broken_links(page: str, folder: Path) -> list[str]:
             continue
         target, _, anchor = link.partition("#")
         file = folder / target
-        text = file.read_text("utf-8") if target and file.is_file() else page
+        text = file.read_text("utf-8") if file.suffix == ".md" and file.is_file() else page
         if (target and not file.exists()) or (anchor and anchor not in anchors(text)):
             broken.append(link)
     return broken
