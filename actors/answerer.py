@@ -38,7 +38,7 @@ class Answerer(Rollout):
 
         trajectories, summary = self.generate(unit)
         texts = response_texts(trajectories, range(len(summary.lengths)), self._tokenizer)
-        num_answers = self._rollout.responses_per_prompt
+        num_answers = unit.responses_per_prompt
         of_prompts = [slice(start, start + num_answers) for start in range(0, len(texts), num_answers)]
         return [
             PromptAnswers(

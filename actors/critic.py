@@ -10,6 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -221,14 +222,17 @@ class Critic(Trainer):
         scores = self._answer_scores(order.score_weights, sources[:paying], mine)
         judged = sources[paying] if len(sources) > paying else scores
         summary = AppraisalSummary(
-            prompt_ids=mine.prompt_ids, scores=tuple(scores.tolist()), judged=tuple(judged.tolist()), kl=kl
+            prompt_ids=mine.prompt_ids, scores=tuple(scores.tolist()), judged=tuple(judged.tolist()), kl=kl, file=None
         )
-        self._write_answers(order.file, mine, summary)
-        return summary
+        return replace(summary, file=self._write_answers(order.file, mine, summary)) if shard.indices else summary
 
-    def _write_answers(self, name: str, trajectories: Trajectories, summary: AppraisalSummary) -> None:
+    def _write_answers(self, name: str, trajectories: Trajectories, summary: AppraisalSummary) -> WrittenFile:
+        """As with trajectories, another attempt never overwrites what this one has written."""
+        from actors.data.answers import response_texts
+
         lines = []
-        for b, (prompt, response) in enumerate(self._texts(trajectories)):
+        responses = response_texts(trajectories, range(len(trajectories.ids)), self.tokenizer)
+        for b, ((prompt, _), response) in enumerate(zip(self._texts(trajectories), responses, strict=True)):
             row = {
                 "prompt_id": summary.prompt_ids[b],
                 "prompt": prompt,
@@ -239,7 +243,12 @@ class Critic(Trainer):
                 "truncated": bool(trajectories.truncated[b]),
             }
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        write_whole(Path(self.context.run_dir) / name, "".join(lines).encode())
+        data = "".join(lines).encode()
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = Path(self.context.run_dir) / name
+        path = path.with_stem(f"{path.stem}-{sha256[:12]}")
+        write_whole(path, data)
+        return WrittenFile(name=path.name, sha256=sha256, num_bytes=len(data))
 
     def update(self, shard: UpdateShard) -> UpdateReport:
         """All of a PPO step's value updates (collective)."""

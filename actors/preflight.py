@@ -227,7 +227,7 @@ def check_compare(config: CompareConfig) -> CompareFacts:
             raise UserError(f"{key}: {error}") from error
         _check_window(key, model, found[key], data.longest, config.rollout.max_response_tokens)
         datasets.append(data)
-    places = [{data.row(index).id: index for index in range(len(data))} for data in datasets]
+    places = [{prompt.id: index for index, prompt in enumerate(data.prompts)} for data in datasets]
     common = [prompt for prompt in prompts if all(prompt.id in of_model for of_model in places)]
     if not common:
         raise UserError(

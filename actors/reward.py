@@ -88,7 +88,7 @@ class Reward(Trainer):
         return ScoreColumn(wave=shard.wave, indices=shard.indices, scores=scores), Busy.since(started)
 
     def score_texts(self, prompts: Sequence[Prompt], responses: Sequence[str], truncated: Sequence[bool]) -> Tensor:
-        """Scores of answers given as text, normalised: float32 [B]. Collective; a rank may have no answers.
+        """Scores of answers given as text, normalised: float32 [B]. Collective where the model is sharded; a rank may have no answers.
 
         Micro-batches are packed here, since nobody else knows the lengths. The ranks of a sharded model run equally many, dummies at the
         end.
@@ -103,7 +103,9 @@ class Reward(Trainer):
         sequences = self.reader.encode(prompts, responses, truncated)
         lengths = {i: len(sequence) for i, sequence in enumerate(sequences)}
         micro_batches = pack(lengths, self.config.engine.micro_batch_tokens)
-        most = self.engine.max_over_ranks(len(micro_batches))
+        most = len(micro_batches)
+        if self.config.engine.zero_stage == 3:
+            most = self.engine.max_over_ranks(most)
         found = torch.zeros(len(sequences))
         for micro in [*micro_batches, *[()] * (most - len(micro_batches))]:
             _, last = self.engine.forward(_packed([sequences[i] for i in micro]))

@@ -156,7 +156,7 @@ class AppraisalOrder:
     num_scores: tuple[int, ...]
     """Score columns of each source; of the judge last, where there is one beside the sources of rewards."""
     file: str
-    """Where the answers are written, under the run directory."""
+    """Where the answers are written, under the run directory; the name gets a digest of the content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +170,8 @@ class AppraisalSummary:
     """What the judge says: the scores, where there is none beside them."""
     kl: tuple[float, ...] | None
     """log p - log p_reference summed over the answer's tokens (k1, nats); None without a reference."""
+    file: WrittenFile | None
+    """The answers, in the folder of the order's `file`; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,9 @@ from orchestrator.report.compared import SOURCES, Compared
 from orchestrator.signals import interruptible
 from orchestrator.stages import in_cluster, launched_roles, ray_for, same_rows
 
+JUDGED_AT_ONCE = 32
+"""Answers of one call to a rank of the judge: each call has the time limit of a call."""
+
 
 def compare(config: CompareConfig, progress: Progress) -> Compared:
     """Both models' answers to all prompts, judged where there is a judge.
@@ -132,9 +135,13 @@ def _scores(
         same_rows(launched, "", config.data.path, rows_fingerprint=facts.rows_fingerprint)
         group = launched.groups[role]
         ranks = len(group)
-        parts = [tuple(column[rank::ranks] for column in columns) for rank in range(ranks)]
-        found = launched.waiter.wait(group.call_each(judge, parts))
-    scores = iter([found[place % ranks][place // ranks] for place in range(len(columns[0]))])
+        found: list[float] = []
+        for start in range(0, len(columns[0]), ranks * JUDGED_AT_ONCE):
+            some = [column[start : start + ranks * JUDGED_AT_ONCE] for column in columns]
+            parts = [tuple(column[rank::ranks] for column in some) for rank in range(ranks)]
+            of_ranks = launched.waiter.wait(group.call_each(judge, parts))
+            found += [of_ranks[place % ranks][place // ranks] for place in range(len(some[0]))]
+    scores = iter(found)
     return [[tuple(next(scores) for _ in answer.texts) for answer in of_model] for of_model in answers]
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 WAVE = 32
 """Prompts that an engine is given at a time."""
 MODEL = "a Hugging Face folder or hub name, or a finished run"
+OWN_KEYS = ("models", "run.dir", "data.held_out_rows")
+"""What the command fills itself, or has no use for."""
 FURTHER_KEYS = (
-    "further keys: data, rollout, cluster, run and annotator as in `preceptor schema rank`, reward.model as in `preceptor schema ppo`; "
+    "keys of data, rollout, cluster, run and annotator as in `preceptor schema rank`, reward.model as in `preceptor schema ppo`; "
     "such as data.prompt_column=question"
 )
 
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--function", "annotator.function", metavar="MODULE:NAME", help="who judges: a function as in stage rank")
     parser.add_argument("--html", metavar="FILE", help="page to write, with all answers in full")
     parser.add_argument("--json", metavar="FILE", help="the same as JSON")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=FURTHER_KEYS)
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"further {FURTHER_KEYS}")
     parser.set_defaults(option_names=names)
 
 
@@ -66,10 +68,17 @@ def config_of(arguments: argparse.Namespace, folder: Path) -> CompareConfig:
     Raises:
         UserError, ConfigError: for anything that can be seen without reading models or prompts.
     """
+    from actors.errors import UserError
     from configs.load import Option, load_options
     from configs.schema.compare import CompareConfig
     from orchestrator.chat import model_of
 
+    for override in arguments.overrides:
+        key = override.partition("=")[0]
+        if key in OWN_KEYS:
+            raise UserError(f"{key}: got {override!r}; allowed: {FURTHER_KEYS}, but not {', '.join(OWN_KEYS)}")
+    if arguments.html is not None and arguments.html == arguments.json:
+        raise UserError(f"--json: got {arguments.json!r}, where --html is written; allowed: another file")
     values, names = vars(arguments), arguments.option_names
     given = {key: values[key] for key in names if values[key] is not None}
     if "reward.model.model" in given:
@@ -98,8 +107,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         config = config_of(arguments, folder)
         with Progress() as progress:
             found = compare(config, progress)
+    print_compared(found, console)
     for option, target in targets.items():
         write_target(target, writers[option][1](found), option)
-    print_compared(found, console)
-    for target in targets.values():
         console.print(f"written: {target}", soft_wrap=True)

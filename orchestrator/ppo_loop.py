@@ -1,7 +1,7 @@
 """The PPO loop: step after step, each a transaction. A step that is not in the ledger has not happened.
 
-start ─► (newest whole checkpoint ─► replay of later committed steps) ─► drill ─► sync ─► (evaluation) ─► step ─► (evaluation) ─► ledger
-─► checkpoint ─► ... ─► export
+start ─► (newest whole checkpoint ─► replay of later committed steps) ─► drill ─► sync ─► (evaluation) ─► step ─► ledger ─► checkpoint
+─► (evaluation) ─► ... ─► export
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from actors.tasks import ExperienceSummary, WaveSummary
 from actors.trainer import Trainer
 from configs.schema.ppo import AdaptiveKLConfig, KLConfig, PPOStage
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.evaluation import PREFIX, HeldOut
+from orchestrator.evaluation import PREFIX, Evaluation, HeldOut
 from orchestrator.launch import Launched
 from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, digest_of
 from orchestrator.metrics import minibatch_metrics, peak_memory, step_metrics, whole_minibatches
@@ -72,7 +72,7 @@ class PPOLoop:
         self.sync = WeightSync(config.weight_sync, plan, launched, exact=exact)
         self.held_out = HeldOut(config, self.steps, run_dir, num_prompts=num_prompts, num_held_out=num_held_out)
         self.best = 0
-        """Step of the best evaluation, 0 where there was none yet; the one before the first step has no part in it."""
+        """Step of the best evaluation, which has a checkpoint; 0 where there was none yet."""
         self._most = float("-inf")
         self.exported: int | None = None
         """Step of the exported weights, once they are."""
@@ -89,8 +89,7 @@ class PPOLoop:
             self.sync.connect()
             self.sync.start(policy_version=self.position.step)
         self.steps.engines_turn()
-        if self.position.step == 0 and self.held_out.due(0):
-            self._evaluate(0)
+        self._evaluate()
         self.progress.begin(self.config.ppo.steps, done=self.position.step)
         self.stepping = True
         while self.position.step < self.config.ppo.steps and not self.stop_requested:
@@ -98,6 +97,7 @@ class PPOLoop:
             entry = self._step(self.position.step + 1)
             self._commit(entry)
             self.progress.step(entry.step, entry.metrics)
+            self._evaluate()
         self._checkpoint()
         if self.position.step == self.config.ppo.steps:
             self._export()
@@ -105,24 +105,41 @@ class PPOLoop:
     # -- resume
 
     def _take_up(self) -> None:
-        """Weights of the newest whole checkpoint, then the updates of the committed steps after it, from their stored trajectories."""
+        """Weights of the newest whole checkpoint, then the updates of the committed steps after it, from their stored trajectories. A step
+        on the way that has the best evaluation gets its checkpoint again."""
         last = self.ledger.last_step()
+        evaluations = {evaluation.step: evaluation for evaluation in self.held_out.made(last)}
         start = self.checkpoints.newest(last, self.progress.note)
         if start:
             with self.progress.phase(f"loading the checkpoint of step {start}"):
                 folder = str(self.checkpoints.folder(start))
                 self.waiter.wait([call for role in TRAINED for call in self.groups[role].call(Trainer.load, folder)])
+            self._arrive(self.ledger.read(start))
+        self._find_best([evaluations[step] for step in range(start + 1) if step in evaluations])
         for step in range(start + 1, last + 1):
             self.waiter.step = step
+            entry = self.ledger.read(step)
             with self.progress.phase(f"replaying step {step} from its trajectories"):
-                self._replay(self.ledger.read(step))
+                self._replay(entry)
+            self._arrive(entry)
+            if step in evaluations and self._remember(evaluations[step]):
+                self._write_checkpoint()
         self.waiter.step = None
-        if last:
-            self.position.step = last
-            self.position.kl.load(self.ledger.read(last).kl_controller)
-        for step in range(1, last + 1):
-            if self.held_out.due(step):
-                self._remember(self.ledger.read(step))
+
+    def _arrive(self, entry: LedgerEntry) -> None:
+        self.position.step = entry.step
+        self.position.kl.load(entry.kl_controller)
+
+    def _find_best(self, evaluations: Sequence[Evaluation]) -> None:
+        """The best one whose checkpoint is whole."""
+        for evaluation in evaluations:
+            if self.checkpoints.has(evaluation.step):
+                try:
+                    self.checkpoints.state(evaluation.step)
+                except PreceptorError as error:
+                    self.progress.note(f"{error}. Its evaluation no longer counts for the best")
+                else:
+                    self._remember(evaluation)
 
     def _replay(self, entry: LedgerEntry) -> None:
         collected = self.steps.restore(entry)
@@ -161,9 +178,6 @@ class PPOLoop:
         for role, minibatches in updates.items():
             metrics |= minibatch_metrics(role, minibatches)
         metrics |= peak_memory(self.groups, self.waiter)
-        if self.held_out.due(step):
-            with timeline.phase("evaluation"):
-                metrics |= self._evaluate(step)
         return LedgerEntry(
             step=step,
             policy_version=step,
@@ -181,18 +195,24 @@ class PPOLoop:
             seconds=timeline.phases,
         )
 
-    def _evaluate(self, step: int) -> dict[str, float]:
+    def _evaluate(self) -> None:
+        """The weights that the engines hold, where the step has an evaluation that was not made yet."""
+        step = self.position.step
+        if not self.held_out.due(step) or self.held_out.has(step):
+            return
         with self.progress.phase("evaluation"):
             evaluation = self.held_out.evaluate(step)
         self.progress.note(evaluation.described())
-        return evaluation.metrics
+        self.progress.track(step, evaluation.metrics)
+        if self._remember(evaluation):
+            self._checkpoint()
 
-    def _remember(self, entry: LedgerEntry) -> bool:
-        """True where the step's evaluation is the best so far; of equals the first is."""
-        found = entry.metrics.get(PREFIX + self.config.evaluation.best, float("-inf"))
-        if found <= self._most:
+    def _remember(self, evaluation: Evaluation) -> bool:
+        """True where it is the best so far; of equals the first is. The one before the first step has no part in it."""
+        found = evaluation.metrics.get(PREFIX + self.config.evaluation.best, float("-inf"))
+        if evaluation.step == 0 or found <= self._most:
             return False
-        self.best, self._most = entry.step, found
+        self.best, self._most = evaluation.step, found
         return True
 
     def _steer(self, step: int, metrics: dict[str, float]) -> None:
@@ -228,14 +248,17 @@ class PPOLoop:
         self.ledger.commit(entry)
         self.position.step = entry.step
         remove_others(self.run_dir / trajectory_folder(entry.step), entry)
-        if self._remember(entry) or entry.step % self.config.run.checkpoint_every == 0:
+        if entry.step % self.config.run.checkpoint_every == 0:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
+        if self.position.step and not self.checkpoints.has(self.position.step):
+            with self.steps.trainers_present():
+                self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         step = self.position.step
-        if step == 0 or self.checkpoints.has(step):
-            return
-        with self.progress.phase(f"checkpoint of step {step}"), self.steps.trainers_present():
+        with self.progress.phase(f"checkpoint of step {step}"):
             folder = str(self.checkpoints.prepare(step))
             calls = {role: self.groups[role].call(Trainer.save, folder) for role in TRAINED}
             files = {

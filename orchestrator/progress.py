@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from orchestrator.trackers import Tracker
+    from orchestrator.trackers import Guarded
 
 DRIVER_LOG = "logs/driver.log"
 """In the run directory: what the driver's libraries write."""
@@ -62,7 +62,7 @@ class Progress:
         self._step_ended = time.monotonic()
         self._mean_s: float | None = None
         self._live: Live | None = None
-        self._trackers: Sequence[Tracker] = ()
+        self._trackers: Sequence[Guarded] = ()
 
     def __enter__(self) -> Self:
         sys.stdout.flush()
@@ -125,8 +125,13 @@ class Progress:
         for tracker in self._trackers:
             tracker.log(step, metrics)
 
+    def track(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Further metrics of a step (0: before the first), for the trackers alone."""
+        for tracker in self._trackers:
+            tracker.add(step, metrics)
+
     @contextmanager
-    def tracking(self, trackers: Sequence[Tracker]) -> Iterator[None]:
+    def tracking(self, trackers: Sequence[Guarded]) -> Iterator[None]:
         """Within the block every step's metrics go to these too."""
         self._trackers = trackers
         try:

@@ -106,7 +106,8 @@ def run_rank(config: RankStage, run_dir: Path, progress: Progress, on_ready: Cal
     with ray_for(config, progress) as plan:
         with progress.phase("checking data and model"):
             facts: PromptFacts = in_cluster(check_rank, config, timeout_s=config.cluster.start_timeout_s)
-        progress.note(f"{facts.num_prompts} prompts, {facts.num_dropped} left out for length")
+        held_out = f", {facts.num_held_out} held out and left out" if facts.num_held_out else ""
+        progress.note(f"{facts.num_prompts} prompts, {facts.num_dropped} left out for length{held_out}")
         same_models(run_dir, facts.models)
         same_data(run_dir, facts.fingerprint, config.data.path)
         on_ready(plan)

@@ -80,9 +80,9 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 @contextmanager
 def trackers(
     run: RunConfig, run_dir: Path, config: Mapping[str, Any], *, last_step: int, note: Callable[[str], None]
-) -> Iterator[list[Tracker]]:
+) -> Iterator[list[Guarded]]:
     """The trackers that the config names, each held so that its failure is told and ends only itself."""
-    made: list[Tracker] = []
+    made: list[Guarded] = []
     for name in run.trackers:
         if name == "tensorboard":
             made.append(Guarded(name, TensorBoard(run_dir, last_step=last_step), last_step, note))
@@ -105,7 +105,11 @@ class Guarded:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if step > self._last_step:
-            self._try(lambda: self._tracker.log(step, metrics))
+            self.add(step, metrics)
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Further metrics of a step, or of what was before the first (0), that it cannot have had."""
+        self._try(lambda: self._tracker.log(step, metrics))
 
     def close(self) -> None:
         self._try(self._tracker.close)

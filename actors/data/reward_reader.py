@@ -32,6 +32,7 @@ class RewardReader:
         """
         assert reward.model is not None
         self.tokenizer = load_tokenizer(reward.model)
+        self._cuts = reward.overlong == "truncate_left"
         self._policy_wraps = data.chat_template
         self._wraps = data.chat_template if reward.chat_template is None else reward.chat_template
         positions = window(read_model_config(reward.model))
@@ -58,7 +59,8 @@ class RewardReader:
         """[B] token ids of prompt and answer; an answer that was truncated gets no end token.
 
         Raises:
-            RewardFailed: with the prompt's id, for an answer that the chat template refuses or that is too long. Nothing is cut.
+            RewardFailed: with the prompt's id, for an answer that the chat template refuses or that is too long. Nothing is cut unless
+                `reward.model.overlong` says so.
         """
         sequences = []
         for prompt, response, cut_off in zip(prompts, responses, truncated, strict=True):
@@ -66,6 +68,8 @@ class RewardReader:
                 (sequence,) = self._encode([prompt], [response], [cut_off])
             except UserError as error:
                 raise RewardFailed(prompt.id, str(error)) from error
+            if len(sequence) > self._longest and self._cuts:
+                sequence = sequence[-self._longest :]
             if misfit := self._misfit(sequence):
                 raise RewardFailed(prompt.id, f"prompt and answer {misfit}")
             sequences.append(sequence)
@@ -83,7 +87,7 @@ class RewardReader:
             batch = prompts[start : start + BATCH]
             sequences = self._encode(batch, [STAND_IN] * len(batch), [False] * len(batch))
             for prompt, sequence in zip(batch, sequences, strict=True):
-                if misfit := self._misfit(sequence):
+                if not self._cuts and (misfit := self._misfit(sequence)):
                     raise UserError(f"{KEY}: {prompt.where}: the prompt and the shortest answer {misfit}")
 
     def _misfit(self, sequence: Sequence[int]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,8 @@ class RewardModelConfig(FrozenConfig):
     """Factor in the sum of rewards."""
     normalise: bool = True
     """Subtract the mean and divide by the deviation of its scores on held-out data, stored with the model."""
+    overlong: Literal["error", "truncate_left"] = "error"
+    """Where answers reach it as text: a prompt and answer of too many of its tokens stop the step, or lose their oldest tokens."""
     chat_template: bool | None = None
     """Wrap prompt and answer in the reward model's own chat template; as `data.chat_template` where null."""
 

@@ -10,7 +10,7 @@ from orchestrator.ledger import LedgerEntry
 PHASES = ("generate", "score", "experience", "update", "sync", "digest")
 """Of a PPO step, in the order in which they begin."""
 REST = "rest"
-"""Evaluation, ledger, checkpoint, next prompts."""
+"""Ledger, checkpoint, evaluation, next prompts."""
 LONGEST_REST_S, LONGEST_REST = 60.0, 10.0
 """Seconds, or times the phases' seconds: a longer gap between two steps is a stop and a resume, not work."""
 

@@ -15,7 +15,7 @@ from configs.load import load_config
 from configs.schema import Config, Pipeline, Stage
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
-from orchestrator.evaluation import EVALUATIONS_FOLDER, evaluation_file, read_evaluation
+from orchestrator.evaluation import EVALUATIONS_FOLDER, Evaluation, read_evaluations
 from orchestrator.ledger import Entry, Ledger, LedgerEntry, SupervisedEntry
 from orchestrator.lineage import LINEAGE_FILE, Lineage, read_lineage
 from orchestrator.report.answers import Comparison, RankedRow, compare, read_rankings
@@ -101,10 +101,7 @@ def _read_stage(name: str, config: Stage, folder: Path) -> StageReport:
     ppo = _entries(Ledger(folder, LedgerEntry)) if isinstance(config, PPOStage) else []
     others = _entries(Ledger(folder, SupervisedEntry)) if not isinstance(config, PPOStage) else []
     num_steps = len(ppo) + len(others)
-    metrics = _series([*ppo, *others])
-    if ppo and evaluation_file(folder / EVALUATIONS_FOLDER, 0).exists():
-        first = read_evaluation(folder / EVALUATIONS_FOLDER, 0)
-        metrics |= {name: ((0, value), *metrics.get(name, ())) for name, value in first.metrics.items()}
+    evaluations = read_evaluations(folder / EVALUATIONS_FOLDER, num_steps) if ppo else []
     return StageReport(
         name=name,
         folder=folder,
@@ -112,11 +109,11 @@ def _read_stage(name: str, config: Stage, folder: Path) -> StageReport:
         state=_state(folder),
         num_steps=num_steps,
         seconds=_seconds(folder),
-        metrics=metrics,
+        metrics=_series([*ppo, *others]) | _series(evaluations),
         phases=tuple(seconds_by_phase(ppo)),
         evaluation=_evaluation(folder / EXPORT_FOLDER / STATS_FILE),
         rankings=_rankings(folder, num_steps) if isinstance(config, RankStage) else (),
-        answers=held_out_answers(folder, ppo) or early_and_late(folder, ppo),
+        answers=held_out_answers(folder / EVALUATIONS_FOLDER, evaluations) or early_and_late(folder, ppo),
         lineage=_lineage(folder / EXPORT_FOLDER),
     )
 
@@ -138,7 +135,7 @@ def _seconds(folder: Path) -> float | None:
     return max(0.0, max(ends) - (folder / CONFIG_FILE).stat().st_mtime) if ends else None
 
 
-def _series(entries: Sequence[LedgerEntry | SupervisedEntry]) -> dict[str, Points]:
+def _series(entries: Sequence[LedgerEntry | SupervisedEntry | Evaluation]) -> dict[str, Points]:
     names = {name: None for entry in entries for name in entry.metrics}
     return {
         name: tuple(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.evaluation import ANSWERS_FILES, EVALUATIONS_FOLDER, PREFIX, evaluation_file, read_evaluation
+from orchestrator.evaluation import Evaluation, read_answers
 from orchestrator.ledger import LedgerEntry
 from orchestrator.report.answers import SHOWN_PROMPTS, Answer, Exchange
 
@@ -26,15 +25,18 @@ class EarlyAndLate:
     """Nothing was learned from these prompts."""
 
 
-def held_out_answers(run_dir: Path, entries: Sequence[LedgerEntry]) -> EarlyAndLate | None:
-    """Answers to the first held-out prompts before the first step and in the last evaluation; None where there are no two."""
-    evaluated = [entry.step for entry in entries if f"{PREFIX}score" in entry.metrics]
-    if not evaluated:
+def held_out_answers(folder: Path, evaluations: Sequence[Evaluation]) -> EarlyAndLate | None:
+    """Answers to the first held-out prompts in the first evaluation and in the last; None where there are no two, and where the answers
+    have been removed.
+
+    Raises:
+        PreceptorError: naming a file of answers that is damaged.
+    """
+    shown = (*evaluations[:1], *evaluations[-1:])
+    if len(evaluations) < 2 or not all((folder / name).exists() for one in shown for name in one.files):
         return None
-    early, late = (_evaluated(run_dir / EVALUATIONS_FOLDER, step) for step in (0, evaluated[-1]))
+    early, late = (_evaluated(folder, evaluation) for evaluation in shown)
     common = [prompt_id for prompt_id in early if prompt_id in late][:SHOWN_PROMPTS]
-    if not common:
-        return None
     return EarlyAndLate(
         early=tuple(early[one] for one in common),
         late=tuple(late[one] for one in common),
@@ -43,18 +45,14 @@ def held_out_answers(run_dir: Path, entries: Sequence[LedgerEntry]) -> EarlyAndL
     )
 
 
-def _evaluated(folder: Path, step: int) -> dict[str, Exchange]:
-    """An evaluation's prompts by id, in their order, each with its first answer; none where it is not there."""
-    if not evaluation_file(folder, step).exists():
-        return {}
-    source = f"step {step}" if step else "before step 1"
+def _evaluated(folder: Path, evaluation: Evaluation) -> dict[str, Exchange]:
+    """An evaluation's prompts by id, in their order, each with its first answer."""
+    source = f"step {evaluation.step}" if evaluation.step else "before step 1"
     found: dict[str, Exchange] = {}
-    for path in sorted((folder / f"{step:08d}").glob(ANSWERS_FILES)):
-        # not `splitlines`: what a model wrote may hold other line ends than those of the file
-        for row in map(json.loads, path.read_text("utf-8").removesuffix("\n").split("\n")):
-            answer = Answer(source=source, text=row["response"], score=row["judged"])
-            found.setdefault(row["prompt_id"], Exchange(prompt=row["prompt"], answers=(answer,)))
-    return {one: found[one] for one in read_evaluation(folder, step).judged if one in found}
+    for row in read_answers(folder, evaluation):
+        answer = Answer(source=source, text=row["response"], score=row["judged"])
+        found.setdefault(row["prompt_id"], Exchange(prompt=row["prompt"], answers=(answer,)))
+    return {one: found[one] for one in evaluation.judged if one in found}
 
 
 def early_and_late(run_dir: Path, entries: Sequence[LedgerEntry]) -> EarlyAndLate | None:

@@ -204,6 +204,9 @@ def test_what_can_be_refused_at_once_is(made: Path, tmp_path: Path, capsys: pyte
     assert "--html: " in refused(capsys, *models, "--html", tmp_path)
     (tmp_path / "file").touch()
     assert "is no folder" in refused(capsys, *models, "--json", tmp_path / "file" / "x.json")
+    assert "--json: " in refused(capsys, *models, "--html", tmp_path / "x", "--json", tmp_path / "x")
+    for override in ("models=[a, b]", "run.dir=x", "data.held_out_rows=2"):
+        assert f"{override.partition('=')[0]}: got " in refused(capsys, *models, override)
     write_pipeline(tmp_path / "run", before=rank_section("m"), reward=REWARD)
     assert "A: " in refused(capsys, tmp_path / "run", *models[1:])
     assert "B: " in refused(capsys, made / "a", tmp_path / "run", *models[2:])

@@ -26,7 +26,7 @@ def wave(number: int, *prompt_ids: str) -> WaveSummary:
 
 def said(prompt_ids: str, scores: tuple[float, ...], kl: tuple[float, ...] | None) -> AppraisalSummary:
     return AppraisalSummary(
-        prompt_ids=tuple(prompt_ids), scores=scores, judged=tuple(10 * score for score in scores), kl=kl
+        prompt_ids=tuple(prompt_ids), scores=scores, judged=tuple(10 * score for score in scores), kl=kl, file=None
     )
 
 

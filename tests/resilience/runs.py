@@ -43,6 +43,10 @@ def pays(prompt, response):
         if order["prompt"] == prompt:
             raise ValueError("no reward for this one")
     return response.split().count("yes") / 4 + 0.1 * len(response.split())
+
+
+def knows_nothing(prompt, response):
+    return 0.0
 """
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,19 +39,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(project: Path) -> Path:
-    """A run that nobody disturbs."""
+    """A run that nobody disturbs. It is evaluated otherwise than the one that is disturbed: that must change nothing."""
     run_dir = project / "reference"
-    with started(project, run_dir, ppo_config()) as driver:
+    config = ppo_config(data={"max_rows": 8, "held_out_rows": 2}, evaluation={"every": 3})
+    with started(project, run_dir, config) as driver:
         finish(driver)
     assert steps_committed(run_dir) == STEPS
     return run_dir
 
 
 def test_a_run_that_is_killed_in_every_way_ends_with_the_same_digests(project: Path, reference: Path) -> None:
-    """It is also evaluated on prompts that the other one does not have: that must change nothing."""
+    """Its judge finds all answers equally good. Of equal evaluations the first is the best, so step 2 is exported and kept."""
     run_dir = project / "disturbed"
-    evaluated = ppo_config(data={"max_rows": 8, "held_out_rows": 2}, evaluation={"every": 2})
-    with started(project, run_dir, evaluated) as driver:
+    evaluation = {"every": 2, "judge": {"function": "paying:knows_nothing"}, "export": "best"}
+    config = ppo_config(run={"keep_checkpoints": 1}, data={"max_rows": 8, "held_out_rows": 2}, evaluation=evaluation)
+    with started(project, run_dir, config) as driver:
         driver.committed(1)
         driver.caught("policy", "update")
         driver.process.kill()
@@ -82,9 +85,36 @@ def test_a_run_that_is_killed_in_every_way_ends_with_the_same_digests(project: P
         finish(driver)
     assert digests(run_dir) == digests(reference)
     assert controllers(run_dir) == controllers(reference)
-    assert weights(run_dir) == weights(reference)
-    assert [path.stem for path in sorted(run_dir.glob("evaluations/*.json"))] == [f"{n:08d}" for n in (0, 2, 4, 6)]
+    assert kept(run_dir) == [2, STEPS]
+    assert kept(reference) == [3, STEPS]
+    for step, exported in ((STEPS, reference), (2, run_dir)):
+        assert json.loads((exported / "export/lineage.json").read_text())["step"] == step
+    assert weights(run_dir) != weights(reference)
+    assert sorted(evaluations(run_dir)) == [0, 2, 4, STEPS]
+    for step in (0, STEPS):
+        ours, theirs = (evaluations(one)[step]["metrics"] for one in (run_dir, reference))
+        for name in ("score", "kl", "response_tokens"):
+            assert ours[f"held_out/{name}"] == theirs[f"held_out/{name}"], "the same weights, prompts and seeds"
+    assert [one["metrics"].get("held_out/win_rate") for one in evaluations(run_dir).values()] == [None, 0.5, 0.5, 0.5]
     assert len(set(controllers(run_dir))) > 1, "the coefficient moves, so that a lost controller would show"
+
+
+def test_the_best_evaluation_is_exported(project: Path) -> None:
+    out = project / "best"
+    with Driver(
+        project, project / "disturbed", "export", str(project / "disturbed"), str(out), "--step", "2"
+    ) as driver:
+        finish(driver)
+    exported = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    assert exported == weights(project / "disturbed")
+
+
+def kept(run_dir: Path) -> list[int]:
+    return sorted(int(path.parent.name) for path in run_dir.glob("checkpoints/*/manifest.json"))
+
+
+def evaluations(run_dir: Path) -> dict[int, Any]:
+    return {int(path.stem): json.loads(path.read_bytes()) for path in sorted(run_dir.glob("evaluations/*.json"))}
 
 
 def damage(file: Path) -> None:

@@ -37,8 +37,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def reader(model: Path, path: str, *, chat_template: bool | None = None, **data: Any) -> RewardReader:
-    config = RewardModelConfig(model=str(model), chat_template=chat_template)
+def reader(
+    model: Path, path: str, *, chat_template: bool | None = None, overlong: Any = "error", **data: Any
+) -> RewardReader:
+    config = RewardModelConfig(model=str(model), chat_template=chat_template, overlong=overlong)
     return RewardReader(config, PromptDataConfig(path=path, **data))
 
 
@@ -145,6 +147,12 @@ def test_prompts_are_checked_before_there_are_answers(models: Path, write_file: 
         UserError, match=r"prompts.jsonl:2: the prompt and the shortest answer have 68 tokens.*1 to 50, the window of"
     ):
         reader(narrow, path).check(prompts)
+    with pytest.raises(RewardFailed, match=r"no reward for prompt '1': prompt and answer have 68 tokens"):
+        reader(narrow, path).encode(prompts, [".", "."], [False, False])
+    cutting = reader(narrow, path, overlong="truncate_left")
+    cutting.check(prompts)
+    whole = of_letters.encode(prompts, [".", "."], [False, False])
+    assert cutting.encode(prompts, [".", "."], [False, False]) == [whole[0], whole[1][-50:]]
     bare = changed(tmp_path / "bare", models / "letters", chat_template=None)
     with pytest.raises(
         UserError, match=r"reward.model.chat_template: .* no chat template.*reward.model.chat_template: false"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -96,24 +95,18 @@ def write_rankings(folder: Path, rows: Sequence[tuple[str, Sequence[str], Sequen
 
 def evaluation(folder: Path, step: int, metrics: dict[str, float], answers: dict[str, str]) -> None:
     """An evaluation of PPO, with one answer to each prompt by its id."""
-    found = Evaluation(step=step, metrics=metrics, judged={prompt_id: [0.5] for prompt_id in answers})
+    name = f"{step:08d}/wave-0000-rank-0000.jsonl"
+    judged = {prompt_id: [0.5] for prompt_id in answers}
     path = evaluation_file(folder / EVALUATIONS_FOLDER, step)
     path.with_suffix("").mkdir(parents=True)
-    path.write_text(json.dumps(asdict(found)), "utf-8")
-    rows = [
-        {"prompt_id": one, "prompt": f"prompt {one}", "response": text, "judged": 0.5} for one, text in answers.items()
-    ]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (path.with_suffix("") / "wave-0000-rank-0000.jsonl").write_text(lines, "utf-8")
+    path.write_text(json.dumps(asdict(Evaluation(step=step, metrics=metrics, judged=judged, files=(name,)))), "utf-8")
+    said = {"score": 0.5, "judged": 0.5, "kl": None, "truncated": False}
+    rows = [{"prompt_id": one, "prompt": f"prompt {one}", "response": text, **said} for one, text in answers.items()]
+    (folder / EVALUATIONS_FOLDER / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
-def ppo_step(
-    folder: Path,
-    step: int,
-    exchanges: Sequence[tuple[str, str, str, float]],
-    more: Mapping[str, float] = MappingProxyType({}),
-) -> None:
-    """A committed step with stored trajectories: (prompt's id, prompt, response, score). `more` metrics than usual."""
+def ppo_step(folder: Path, step: int, exchanges: Sequence[tuple[str, str, str, float]]) -> None:
+    """A committed step with stored trajectories: (prompt's id, prompt, response, score)."""
     name = f"trajectories/{step:08d}/wave.parquet"
     (folder / name).parent.mkdir(parents=True)
     ids, prompts, responses, scores = zip(*exchanges, strict=True)
@@ -144,7 +137,6 @@ def ppo_step(
             "kl_coef": 0.05,
             "critic/value_loss": 1.0,
             "tokens_per_s": float("nan"),
-            **more,
         },
         seconds={"generate": 3.0, "score": 1.0, "experience": 0.5, "update": 4.0, "sync": 1.0, "digest": 0.5},
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.algorithms.calibration_bin import CalibrationBin
+from actors.errors import PreceptorError
 from actors.reward_trainer import STATS_FILE, RewardEvaluation
 from actors.supervised_trainer import write_evaluation
 from orchestrator import cli
@@ -183,7 +184,7 @@ def test_held_out_answers_are_shown_from_before_the_first_step_to_the_last_evalu
     evaluation(run, 0, {"held_out/score": 0.5}, {"x": "early x", "y": "early y"})
     ppo_step(run, 1, [("a", "prompt a", "a", 0.0)])
     evaluation(run, 2, {"held_out/score": 0.75, "held_out/win_rate": 0.8}, {"y": "late y", "x": "late x"})
-    ppo_step(run, 2, [("a", "prompt a", "a", 0.0)], {"held_out/score": 0.75, "held_out/win_rate": 0.8})
+    ppo_step(run, 2, [("a", "prompt a", "a", 0.0)])
     (stage,) = read_run(str(run)).stages
     assert stage.metrics["held_out/score"] == ((0, 0.5), (2, 0.75))
     assert stage.metrics["held_out/win_rate"] == ((2, 0.8),)
@@ -197,6 +198,13 @@ def test_held_out_answers_are_shown_from_before_the_first_step_to_the_last_evalu
         ("prompt x", "step 2", "late x"),
         ("prompt y", "step 2", "late y"),
     ]
+    answers = run / "evaluations/00000002/wave-0000-rank-0000.jsonl"
+    answers.write_text("{")
+    with pytest.raises(PreceptorError, match=f"{answers} is missing or damaged"):
+        read_run(str(run))
+    answers.unlink()
+    (stage,) = read_run(str(run)).stages
+    assert stage.answers is None or not stage.answers.held_out, "what was removed is not shown"
 
 
 def test_a_pause_is_not_the_rest_of_a_step(tmp_path: Path) -> None:
