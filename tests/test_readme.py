@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bandit import paying_shares
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PACKAGES = ("configs", "actors", "orchestrator")
@@ -118,25 +120,39 @@ def words(line: str) -> list[str]:
     return re.sub(r"-?[\d.]+( (s|min) left)?", "0", line).split()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_every_command_runs_and_leaves_what_is_said(copy: Path) -> None:
-    page = README.read_text("utf-8")
+@pytest.fixture(scope="module")
+def told(copy: Path) -> str:
+    """What all commands said. Every one ends well."""
     output = ""
-    for command in covered(page):
+    for command in covered(README.read_text("utf-8")):
         done = shell(copy, PLACEHOLDERS.get(command, command), typed=TYPED.get(command, ""))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         output += done.stdout
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_command_runs_and_leaves_what_is_said(copy: Path, told: str) -> None:
     sample, tree = (
-        next(lines for lines in fenced_blocks(page) if lines[0].startswith(beginning))
+        next(lines for lines in fenced_blocks(README.read_text("utf-8")) if lines[0].startswith(beginning))
         for beginning in ("starting Ray", "runs/bandit/")
     )
-    told = [words(line) for line in output.splitlines()]
-    assert [line for line in sample if line != "..." and words(line) not in told] == [], output
+    lines = [words(line) for line in told.splitlines()]
+    assert [line for line in sample if line != "..." and words(line) not in lines] == [], told
     run = copy / "runs" / "bandit"
     names = [name for line in tree[1:] for name in line[:MEANING].split()]
     assert len(names) > 9
     assert [name for name in names if not (run / name).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("told")
+def test_the_paying_word_becomes_likely(copy: Path) -> None:
+    shares = paying_shares(copy / "runs" / "bandit")
+    assert shares[0] < 0.1
+    assert min(shares[-3:]) > 0.9, shares
 
 
 def test_what_is_not_run_is_listed_with_a_reason_and_still_stands_in_the_page() -> None:
