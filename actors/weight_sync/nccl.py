@@ -76,14 +76,17 @@ class BroadcastGroup:
         return self._group.broadcast([tensor], options)
 
     def receive(self, num_bytes: int) -> Tensor:
-        """What rank 0 broadcasts next: uint8 [num_bytes]. SyncFailed after the timeout."""
+        """What rank 0 broadcasts next: uint8 [num_bytes]. SyncFailed after the timeout, or where the broadcast fails."""
         tensor = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
         work, end = self.broadcast(tensor), time.monotonic() + self._timeout_s
         while not work.is_completed():
             if time.monotonic() > end:
                 raise SyncFailed(f"no broadcast of {num_bytes} bytes within {self._timeout_s:g} s")
             time.sleep(_POLL_S)
-        work.wait()
+        try:
+            work.wait()
+        except RuntimeError as error:  # the library's own timeout came first, or the sender has gone
+            raise SyncFailed(f"the broadcast of {num_bytes} bytes failed: {error}") from error
         return tensor
 
     def close(self) -> None:

@@ -137,13 +137,17 @@ MUTATIONS: tuple[tuple[str, str, str, str], ...] = (
     ("losses", "the value is not clipped", "(value - old).clamp(-clip, clip)", "(value - old)"),
     ("losses", "the value loss has no half", "0.5 * (worst * weights)", "(worst * weights)"),
     ("losses", "the likelihood is minimised", "return -_mean(logprobs", "return _mean(logprobs"),
-    ("losses", "the rejected answer wins", "gap = chosen - rejected", "gap = rejected - chosen"),
-    ("losses", "the margin helps", "gap - margin", "gap + margin"),
     (
         "losses",
-        "ties count as right",
-        "0.5 * (gap == 0).to(gap.dtype)\n    return",
-        "1.0 * (gap == 0).to(gap.dtype)\n    return",
+        "equal scores count as right",
+        "0.5 * (gap == 0).to(gap.dtype), 0.0)",
+        "1.0 * (gap == 0).to(gap.dtype), 0.0)",
+    ),
+    (
+        "losses",
+        "the worse answer's pairs count",
+        "order[:, :, None] < order[:, None, :]",
+        "order[:, :, None] > order[:, None, :]",
     ),
     (
         "losses",

@@ -188,6 +188,21 @@ def test_a_receiver_without_sender_gives_up_in_time(started: list[Any]) -> None:
     channel.close()
 
 
+def test_a_broadcast_that_the_library_gives_up_first_is_a_failed_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    class GivenUp:
+        def is_completed(self) -> bool:
+            return True
+
+        def wait(self) -> None:
+            raise RuntimeError("Timed out waiting 2999ms for recv operation to complete")
+
+    group = object.__new__(BroadcastGroup)
+    group.device, group._timeout_s = CPU, 3.0
+    monkeypatch.setattr(BroadcastGroup, "broadcast", lambda self, tensor: GivenUp())
+    with pytest.raises(SyncFailed, match="the broadcast of 8 bytes failed: Timed out waiting 2999ms"):
+        group.receive(8)
+
+
 def test_rank_offsets_by_hand() -> None:
     addresses = group_addresses(host="h", port=9, num_engines=3, workers_per_engine=4, backend="nccl", timeout_s=5.0)
     assert [address.rank_offset for address in addresses] == [1, 5, 9]
