@@ -51,7 +51,7 @@ class Table:
         for number, column in enumerate(self.columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in self.rows:
-            table.add_row(*(formatted(cell) for cell in row))
+            table.add_row(*(formatted(cell).replace("**", "") for cell in row))  # bold is Markdown's
         return table
 
 
