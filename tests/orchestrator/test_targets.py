@@ -28,9 +28,9 @@ def test_what_cannot_be_a_file_is_refused(tmp_path: Path) -> None:
         check_target(str(tmp_path / "file" / "x.json"), "--json")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's answer is given: root, who runs tests in containers, may write everywhere."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(UserError, match="is not writable"):
         check_target(str(tmp_path / "x.html"), "--html")
 

@@ -1,7 +1,7 @@
-"""Bad input on the command line: one readable message with key or file, what was got and what is allowed, and nothing left behind.
+"""One stage. Each case starts from a config that passes and spoils one thing.
 
-Each case starts from a config that passes and spoils one thing. All go through `run --dry-run`, which makes the same checks as `run`;
-`tests/resilience` runs the rest (occupied and unwritable run directories, failing rewards) for real.
+All go through `run --dry-run`, which makes the same checks as `run`; `tests/resilience` runs the rest (occupied and unwritable run
+directories, failing rewards) for real.
 """
 
 from __future__ import annotations
@@ -12,76 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
-from actors.errors import UserError
-from actors.preflight import check_ppo, check_supervised
-from configs.load import load_config
-from configs.schema.ppo import PPOStage
-from configs.schema.reward import RewardStage
-from orchestrator.cli import BAD_INPUT, FINE, main
-from orchestrator.jobs import resolve_references
-from orchestrator.run_dir import same_models
-from tests.tiny_models import make_letter_tokenizer, make_tiny_causal_lm, make_tiny_scalar
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_causal_lm(folder / "policy", tied=True)
-    make_tiny_scalar(folder / "reward")
-    stats = {
-        "num_groups": 8,
-        "num_pairs": 8,
-        "pair_accuracy": 0.9,
-        "ece": 0.1,
-        "length_correlation": 0.0,
-        "mean": 0.5,
-        "std": 2.0,
-        "data_fingerprint": "f",
-    }
-    (folder / "reward" / "preceptor_reward.json").write_text(json.dumps(stats))
-    return folder
-
-
-class Job:
-    """A config that passes, and its files, to be spoilt."""
-
-    def __init__(self, folder: Path, models: Path) -> None:
-        self.folder = folder
-        for name in ("policy", "reward"):
-            shutil.copytree(models / name, folder / name)
-        self.prompts = folder / "prompts.jsonl"
-        self.prompts.write_text(
-            "".join(json.dumps({"prompt": f"what is {n} plus one ?"}) + "\n" for n in ("two", "three"))
-        )
-        self.config = folder / "config.yaml"
-        self.config.write_text(
-            yaml.safe_dump(
-                {
-                    "stage": "ppo",
-                    "run": {"dir": str(folder / "run")},
-                    "data": {"path": str(self.prompts), "max_prompt_tokens": 64},
-                    "policy": {"model": str(folder / "policy")},
-                    "reward": {"model": {"model": str(folder / "reward")}},
-                    "rollout": {"max_response_tokens": 16, "prompts_per_wave": 2},
-                    "ppo": {"steps": 1, "prompts_per_step": 2},
-                }
-            )
-        )
-
-    def edit(self, name: str, **changes: object) -> None:
-        """Changes keys of a JSON file."""
-        path = self.folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    def run(self, *overrides: str) -> int:
-        return main(["run", str(self.config), "--dry-run", *overrides])
-
-
-@pytest.fixture
-def job(tmp_path: Path, models: Path) -> Job:
-    return Job(tmp_path, models)
+from orchestrator.cli import BAD_INPUT, FINE
+from tests.bad_input.jobs import Job
+from tests.tiny_models import make_letter_tokenizer, make_tiny_causal_lm
 
 
 def test_the_config_that_is_spoilt_below_passes(job: Job) -> None:
@@ -316,124 +250,3 @@ def test_bad_input_is_one_readable_message(
         assert part in message, message
     assert "Traceback" not in message
     assert sorted(path for path in job.folder.rglob("*")) == before, "something was written"
-
-
-# ------------------------------------------------------------------------------------------------------------ pipelines
-
-
-@pytest.fixture
-def pipeline(job: Job) -> Job:
-    """A reward stage before the job's PPO, whose reward model and critic it exports."""
-    pairs = [{"prompt": f"what is {n} ?", "chosen": "one", "rejected": "two"} for n in ("one", "two", "three")]
-    (job.folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    ppo = yaml.safe_load(job.config.read_text())
-    ppo["run"] = {}
-    ppo["reward"] = {"model": {"model": "stage:judge"}}
-    judge = {
-        "stage": "reward",
-        "data": {"path": str(job.folder / "pairs.jsonl"), "max_tokens": 64, "held_out_rows": 1},
-        "model": {"model": str(job.folder / "policy")},
-        "training": {"groups_per_step": 1},
-    }
-    run = {"dir": str(job.folder / "run")}
-    job.config.write_text(yaml.safe_dump({"stage": "pipeline", "run": run, "stages": {"judge": judge, "ppo": ppo}}))
-    return job
-
-
-def test_a_pipeline_says_what_can_not_be_checked_yet(pipeline: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    assert pipeline.run() == FINE
-    out = capsys.readouterr().out
-    assert "not checked: stages.ppo.reward.model.model: stage:judge does not exist yet" in out
-    assert out.count("not checked") == 1
-
-
-def later_stage_without_data(job: Job) -> list[str]:
-    return ["stages.ppo.data.path=nowhere.jsonl"]
-
-
-def later_stage_without_policy(job: Job) -> list[str]:
-    return [f"stages.ppo.policy.model={job.folder / 'nowhere'}"]
-
-
-def later_stage_without_function(job: Job) -> list[str]:
-    return ['stages.ppo.reward.functions=[{function: "no_such:pays"}]']
-
-
-def later_stage_of_another_tokenizer(job: Job) -> list[str]:
-    make_tiny_causal_lm(job.folder / "other", tied=True, vocab_size=110)
-    return [f"stages.ppo.policy.model={job.folder / 'other'}"]
-
-
-def later_stage_beyond_the_window(job: Job) -> list[str]:
-    shutil.copytree(job.folder / "policy", job.folder / "short")
-    job.edit("short/config.json", max_position_embeddings=21)
-    return [f"stages.judge.model.model={job.folder / 'short'}", "stages.judge.data.max_tokens=20"]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "parts"),
-    [
-        (later_stage_without_data, ["stages.ppo", "nowhere.jsonl"]),
-        (later_stage_without_policy, ["stages.ppo", "policy.model", "does not exist"]),
-        (later_stage_without_function, ["stages.ppo", "reward.functions.0", "no_such"]),
-        (later_stage_of_another_tokenizer, ["stages.ppo", "critic.init_from", "110 and 128 tokens"]),
-        (later_stage_beyond_the_window, ["stages.ppo", "reward.model.model: the longest prompt", "21"]),
-    ],
-)
-def test_a_later_stage_is_checked_before_the_first_begins(
-    pipeline: Job, spoil: Callable[[Job], list[str]], parts: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert pipeline.run(*spoil(pipeline)) == BAD_INPUT
-    message = capsys.readouterr().err
-    for part in parts:
-        assert part in message, message
-
-
-def test_only_models_are_exports_of_stages(pipeline: Job) -> None:
-    config = load_config(pipeline.config, ["stages.ppo.data.path=stage:judge"])
-    stage = resolve_references(config.stages["ppo"], Path("/runs/one"))  # type: ignore[union-attr]
-    assert isinstance(stage, PPOStage)
-    assert stage.reward.model is not None
-    assert stage.reward.model.model == "/runs/one/judge/export"
-    assert stage.data.path == "stage:judge"
-
-
-# --------------------------------------------------------------------------------------------------- at the start of a run
-
-
-def test_a_run_does_not_go_on_with_a_model_of_another_architecture(job: Job) -> None:
-    config = load_config(job.config)
-    assert isinstance(config, PPOStage)
-    run = job.folder / "begun"
-    run.mkdir()
-    same_models(run, check_ppo(config).models)
-    same_models(run, check_ppo(config).models)
-    noted = (run / "models.json").read_text()
-    stats = (job.folder / "reward" / "preceptor_reward.json").read_text()
-    shutil.rmtree(job.folder / "reward")
-    make_tiny_scalar(job.folder / "reward", num_layers=3)
-    (job.folder / "reward" / "preceptor_reward.json").write_text(stats)
-    with pytest.raises(UserError) as caught:
-        same_models(run, check_ppo(config).models)
-    for part in ("reward.model.model is not the model", "models.json", "num_hidden_layers: 2, 3", "start a new run"):
-        assert part in str(caught.value)
-    assert (run / "models.json").read_text() == noted
-
-
-def test_what_is_left_out_of_ranked_answers_is_counted(job: Job) -> None:
-    rows = [
-        {"prompt": "what ?", "responses": ["one", "two"], "ranks": [0, 1]},
-        {"prompt": "what ?", "responses": ["one", "two"], "ranks": [1, 1]},
-        {"prompt": "what ?", "responses": ["yes " * 50, "two"], "ranks": [0, 1]},
-        {"prompt": "what ?", "responses": ["yes " * 50, "no"], "ranks": [0, 1]},
-        {"prompt": "what ?", "responses": ["two", "one"], "ranks": [0, 1]},
-    ]
-    path = job.folder / "ranked.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"path": str(path), "format": "ranking", "max_tokens": 20, "overlong": "drop", "held_out_rows": 1}
-    facts = check_supervised(
-        RewardStage.model_validate(
-            {"stage": "reward", "run": {"dir": "r"}, "data": data, "model": {"model": str(job.folder / "policy")}}
-        )
-    )
-    assert (facts.num_train, facts.num_held_out, facts.num_dropped, facts.num_ties) == (1, 1, 2, 1)
