@@ -17,6 +17,7 @@ from tests.actors.algorithms import twins
 from tests.actors.algorithms.batches import random_batch
 from tests.actors.algorithms.comparing import F64, same
 from tests.actors.algorithms.loss_checks import LOSS_CHECKS
+from tests.actors.algorithms.preference_checks import PREFERENCE_CHECKS
 
 
 def check_gae(module: Any) -> None:
@@ -247,6 +248,7 @@ CHECKS = {
     "kl_controller": (check_controller,),
     "rewards": (check_token_rewards, check_scores),
     "losses": LOSS_CHECKS,
+    "preference": PREFERENCE_CHECKS,
     "logprobs": (check_logprobs, check_positions),
     "schedule": (check_schedule,),
     "calibration": (check_calibration,),
