@@ -27,6 +27,7 @@ from configs.schema.reward import RewardStage
 from examples.demo.people import noise_ceiling, right, utility
 from orchestrator.ledger import Ledger, LedgerEntry
 from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, EXPORT_FOLDER, RANKINGS_FILE
+from orchestrator.wins import win_frac
 
 RECIPE = Path("configs/recipes/demo-dpo.yaml")
 INPUTS = "runs/demo-inputs"
@@ -85,14 +86,10 @@ def reward_measures(rows: Sequence[Row], accuracy: float) -> RewardMeasures:
 def answer_measures(rows: Sequence[Row], before: Sequence[Row]) -> AnswerMeasures:
     """`before`: of the fine-tuned model, to the same prompts."""
     theirs = {row["id"]: row["scores"] for row in before}
-    wins = [
-        0.5 if ours == other else float(ours > other)
-        for row in rows
-        for ours, other in itertools.product(row["scores"], theirs[row["id"]])
-    ]
+    win_rate, _ = win_frac([theirs[row["id"]] for row in rows], [row["scores"] for row in rows])
     return AnswerMeasures(
         utility=fmean(score for row in rows for score in row["scores"]),
-        win_rate=fmean(wins),
+        win_rate=win_rate,
         right_frac=fmean(right(row["prompt"], text) for row in rows for text in row["responses"]),
         distinct_frac=sum(len(set(row["responses"])) for row in rows) / sum(len(row["responses"]) for row in rows),
     )
