@@ -97,6 +97,17 @@ class Checkpoints:
                 return step
         return 0
 
+    def can_be_best(self, step: int, note: Callable[[str], None]) -> bool:
+        """Whether this step's checkpoint is there and whole. A damaged one is told: an export of it could never be made."""
+        if not self.has(step):
+            return False
+        try:
+            self.state(step)
+        except PreceptorError as error:
+            note(f"{error}. Its evaluation no longer counts for the best")
+            return False
+        return True
+
     def state(self, step: int) -> dict[str, Any]:
         """The orchestrator's part of a checkpoint; checks that every file is there, whole.
 

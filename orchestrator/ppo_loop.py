@@ -133,13 +133,8 @@ class PPOLoop:
     def _find_best(self, evaluations: Sequence[Evaluation]) -> None:
         """The best one whose checkpoint is whole."""
         for evaluation in evaluations:
-            if self.checkpoints.has(evaluation.step):
-                try:
-                    self.checkpoints.state(evaluation.step)
-                except PreceptorError as error:
-                    self.progress.note(f"{error}. Its evaluation no longer counts for the best")
-                else:
-                    self._remember(evaluation)
+            if self.checkpoints.can_be_best(evaluation.step, self.progress.note):
+                self._remember(evaluation)
 
     def _replay(self, entry: LedgerEntry) -> None:
         collected = self.steps.restore(entry)

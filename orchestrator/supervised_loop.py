@@ -103,7 +103,9 @@ class SupervisedLoop:
         """Weights of the newest whole checkpoint. Steps committed after it are computed again: they depend on nothing but the data."""
         self.step = self.checkpoints.newest(committed, self.progress.note)
         for step in range(1, self.step + 1):
-            self._remember(self.ledger.read(step))
+            entry = self.ledger.read(step)
+            if MERIT in entry.metrics and self.checkpoints.can_be_best(step, self.progress.note):
+                self._remember(entry)
         if self.step:
             self._load(self.step)
 

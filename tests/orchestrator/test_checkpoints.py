@@ -108,3 +108,14 @@ def test_a_spared_one_outlives_newer_ones(tmp_path: Path) -> None:
         checkpoints.commit(step, {"policy": []}, {}, spare={2})
     assert checkpoints.steps() == [2, 4], "the best, and the newest"
     assert whole(checkpoints, 4) == (4, [])
+
+
+def test_only_a_whole_one_can_be_exported_as_the_best(tmp_path: Path) -> None:
+    checkpoints, notes = Checkpoints(tmp_path, keep=3), []
+    write(checkpoints, 1)
+    file = write(checkpoints, 2)
+    file.write_bytes(b"other bytes")
+    assert [checkpoints.can_be_best(step, notes.append) for step in (1, 2, 3)] == [True, False, False]
+    (note,) = notes
+    assert f"{file} is missing or damaged" in note
+    assert "no longer counts for the best" in note

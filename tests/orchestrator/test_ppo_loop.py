@@ -14,6 +14,7 @@ import pytest
 
 from actors.algorithms.kl_controller import FixedKLController
 from actors.errors import PreceptorError
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.evaluation import Evaluation
 from orchestrator.ppo_loop import Position, PPOLoop
 from tests.orchestrator.small_stages import stage
@@ -22,24 +23,23 @@ WIN_RATES = {0: None, 2: 0.9, 4: 0.6, 6: 0.9}
 """By step: 2 is the best, and of 2 and 6 the first."""
 
 
-class Stored:
-    """A run directory's checkpoints."""
+class Stored(Checkpoints):
+    """A run directory's checkpoints, without files."""
 
     def __init__(self, newest: int, whole: Collection[int], damaged: Collection[int]) -> None:
-        self._newest, self.whole, self.damaged = newest, set(whole), set(damaged)
+        super().__init__(Path("nowhere"), keep=2)
+        self._newest, self._whole, self._damaged = newest, set(whole), set(damaged)
 
     def newest(self, last_committed: int, note: Callable[[str], None]) -> int:
         return self._newest
 
     def has(self, step: int) -> bool:
-        return step in self.whole | self.damaged
+        return step in self._whole | self._damaged
 
-    def state(self, step: int) -> None:
-        if step in self.damaged:
+    def state(self, step: int) -> dict[str, Any]:
+        if step in self._damaged:
             raise PreceptorError(f"checkpoint {step} is damaged")
-
-    def folder(self, step: int) -> Path:
-        return Path(str(step))
+        return {}
 
 
 def taken_up(*, last: int, newest: int, whole: Collection[int] = (), damaged: Collection[int] = ()) -> Any:
