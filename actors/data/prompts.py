@@ -79,7 +79,9 @@ class PromptDataset:
         """Prompts left out for their length (`data.overlong: drop`)."""
         self.rows_fingerprint = fingerprint
         """sha256 of the file and the selection: of what is read by whoever has no tokenizer."""
-        self.fingerprint = hashlib.sha256(fingerprint.encode() + self._tokens.tobytes()).hexdigest()
+        digest = hashlib.sha256(fingerprint.encode())
+        digest.update(self._tokens)  # as they lie in memory: no copy
+        self.fingerprint = digest.hexdigest()
         """sha256 of the file, the selection and every token: of what is read, and of how the tokenizer and its template wrote it."""
 
     @staticmethod

@@ -86,7 +86,9 @@ class RankingDataset:
         self.num_ties = num_ties
         """Groups left out because all their answers have the same rank, which says nothing."""
         numbers = (self._ranks, self._answer_lengths, self._group_bounds, self._margins, num_held_out)
-        digest = hashlib.sha256(fingerprint.encode() + self._tokens.tobytes() + repr(numbers).encode())
+        digest = hashlib.sha256(fingerprint.encode())
+        digest.update(self._tokens)  # as they lie in memory: no copy
+        digest.update(repr(numbers).encode())
         self.fingerprint = digest.hexdigest()
         """sha256 of the file, the selection, every token, rank and margin, where answers start and what is held out."""
 

@@ -66,7 +66,10 @@ class SequenceDataset:
         """Sequences that are trained on."""
         self.held_out = range(num_train, len(self))
         """Sequences that are only evaluated on: those of the last `held_out_rows` rows."""
-        digest = hashlib.sha256(fingerprint.encode() + self._tokens.tobytes() + self._mask)
+        digest = hashlib.sha256(fingerprint.encode())
+        # as they lie in memory: no copy
+        digest.update(self._tokens)
+        digest.update(self._mask)
         digest.update(repr((self._bounds, num_train)).encode())
         self.fingerprint = digest.hexdigest()
         """sha256 of the rows read, every token, the loss mask, where sequences end and what is held out."""

@@ -111,7 +111,8 @@ def test_a_spared_one_outlives_newer_ones(tmp_path: Path) -> None:
 
 
 def test_only_a_whole_one_can_be_exported_as_the_best(tmp_path: Path) -> None:
-    checkpoints, notes = Checkpoints(tmp_path, keep=3), []
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    notes: list[str] = []
     write(checkpoints, 1)
     file = write(checkpoints, 2)
     file.write_bytes(b"other bytes")
