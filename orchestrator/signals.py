@@ -23,15 +23,33 @@ class Loop(Protocol):
     """To be read between steps."""
 
 
-def interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Handler that ends whatever is being done, at once and through every `finally`."""
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Ends whatever is being done, at once and through every `finally`."""
+
+    def __init__(self) -> None:
+        self._raised = False
+
+    def __call__(self) -> None:
+        self._raised = True
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """An interrupt stays one. Where it comes while C code words an error of its own (of a `from x import y` that a library only tries),
+        another error comes out of there instead."""
+        try:
+            yield
+        except Exception as error:
+            if self._raised:
+                raise KeyboardInterrupt from error
+            raise
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """SIGTERM does what Ctrl-C does."""
-    with _handlers(dict.fromkeys(STOPPING, interrupt)):
+    interrupt = _Interrupt()
+    with _handlers(dict.fromkeys(STOPPING, lambda _number, _frame: interrupt())), interrupt.kept():
         yield
 
 
@@ -45,17 +63,18 @@ def undisturbed() -> Iterator[None]:
 @contextmanager
 def stop_between_steps(loop: Loop, progress: Progress) -> Iterator[None]:
     """The first signal ends the run after this step, with a checkpoint; the second, or one before the first step, at once."""
+    interrupt = _Interrupt()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if loop.stop_requested or not loop.stepping:
-            raise KeyboardInterrupt
+            interrupt()
         loop.stop_requested = True
         # the signal may have come in the middle of a print, which can't be entered twice
         with suppress(RuntimeError):
             name = signal.Signals(number).name
             progress.note(f"{name}: stopping after this step with a checkpoint; once more stops at once")
 
-    with _handlers(dict.fromkeys(STOPPING, handle)):
+    with _handlers(dict.fromkeys(STOPPING, handle)), interrupt.kept():
         yield
 
 
