@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from configs.load import describe
-from orchestrator.cli import STAGES
+from orchestrator.commands.training import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "algorithms.md"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from configs.load import describe  # noqa: E402 - the repository's root is not on a script's path
-from orchestrator.cli import STAGES  # noqa: E402
+from orchestrator.commands.training import STAGES  # noqa: E402
 
 OUT = ROOT / "docs" / "config.md"
 INTRO = """# Config reference

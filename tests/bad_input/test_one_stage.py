@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import BAD_INPUT, FINE
+from orchestrator.commands.base import BAD_INPUT, FINE
 from tests.bad_input.jobs import Job
 from tests.tiny_models import make_letter_tokenizer, make_tiny_causal_lm
 

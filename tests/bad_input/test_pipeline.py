@@ -12,7 +12,7 @@ import yaml
 
 from configs.load import load_config
 from configs.schema.ppo import PPOStage
-from orchestrator.cli import BAD_INPUT, FINE
+from orchestrator.commands.base import BAD_INPUT, FINE
 from orchestrator.jobs import resolve_references
 from tests.bad_input.jobs import Job
 from tests.tiny_models import make_tiny_causal_lm

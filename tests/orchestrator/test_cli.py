@@ -14,7 +14,7 @@ import yaml
 from actors.errors import RoleFailed, UserError
 from configs.load import schema_json
 from orchestrator import cli, jobs
-from orchestrator.cli import STAGES
+from orchestrator.commands.training import STAGES
 from orchestrator.progress import DRIVER_LOG
 from tests.tiny_models import make_tiny_causal_lm
 

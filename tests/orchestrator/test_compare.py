@@ -19,7 +19,8 @@ from actors.errors import UserError
 from actors.preflight import check_compare
 from configs.errors import ConfigError
 from configs.schema.compare import CompareConfig
-from orchestrator import cli, compare_command
+from orchestrator import cli
+from orchestrator.commands import compare as compare_command
 from tests.orchestrator.report.made_runs import REWARD, rank_section, write_pipeline
 from tests.orchestrator.report.pages import whole_page
 from tests.tiny_models import EOS_ID, make_tiny_causal_lm, make_tiny_scalar
