@@ -204,6 +204,10 @@ def _nested(kind: Kind, key: str) -> list[tuple[type[Section], str]]:
     annotation = alternatives[0].annotation
     if get_origin(annotation) is tuple:
         return [(cls, f"{key}.N.") for cls in Kind.of(get_args(annotation)[0]).sections]
+    if get_origin(annotation) is dict:
+        named = Kind.of(get_args(annotation)[1])
+        # a pipeline's stages are described one by one
+        return [(cls, f"{key}.NAME.") for cls in named.sections] if len(named.alternatives) == 1 else []
     return [(cls, f"{key}.") for cls in kind.sections]
 
 
@@ -212,6 +216,8 @@ def _default_text(value: object) -> str:
         return "required"
     if isinstance(value, Section):
         return "its keys' defaults"
+    if value == {}:
+        return "{}"
     return quote(list(value) if isinstance(value, tuple) else value)
 
 

@@ -15,6 +15,7 @@ import yaml
 from configs.schema import Stage
 from configs.schema.data import DataConfig
 from orchestrator import cli
+from orchestrator.commands.base import BAD_INPUT, FINE
 from tests.tiny_models import make_tiny_tokenizer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "data.md"
@@ -116,10 +117,10 @@ def test_every_example_is_read_as_the_page_says(
     code = cli.main(["data", "inspect", "recipe.yaml"])
     shown = capsys.readouterr()
     if example.refused:
-        assert code == cli.BAD_INPUT
+        assert code == BAD_INPUT
         assert shown.err == f"preceptor: {example.expected}\n"
     else:
-        assert code == cli.FINE, shown.err
+        assert code == FINE, shown.err
         lines = [line.rstrip() for line in shown.out.splitlines()]
         assert f"\n{example.expected}\n" in "\n".join(["", *lines, ""])
 

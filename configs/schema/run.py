@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from configs.schema.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from configs.schema.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 TrackerName = Literal["tensorboard", "wandb"]
 
@@ -31,6 +31,20 @@ class RunConfig(Section):
     """Project at Weights & Biases."""
 
 
+class GroupConfig(Section):
+    """One placement group: where in the cluster it goes. What is not given here is as `cluster` says."""
+
+    gpu: str | None = Field(default=None, min_length=1)
+    """Kind of its GPUs, such as `h100-80gb`."""
+    gpus_per_node: PositiveInt | None = None
+    """GPUs of each of its nodes."""
+    resource: str | None = Field(default=None, min_length=1)
+    """Ray custom resource that its nodes have; the group goes to no others."""
+    strategy: Literal["auto", "pack", "spread", "strict_pack", "strict_spread"] = "auto"
+    """How its bundles are laid over nodes, in Ray's words. `auto` packs ranks, which talk to each other, and spreads engines that are
+    alone in their group."""
+
+
 class ClusterConfig(Section):
     """The Ray cluster and the limits of waiting."""
 
@@ -38,10 +52,20 @@ class ClusterConfig(Section):
     """Ray address (`auto` for the cluster this process belongs to); a Ray of this machine alone where it is not given."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What every role computes on."""
+    gpu: str | None = Field(default=None, min_length=1)
+    """Kind of the GPUs, such as `h100-80gb`: what memory and time are estimated for."""
+    gpus_per_node: PositiveInt = 8
+    """GPUs of each node."""
+    gpu_hour_price: NonNegativeFloat | None = None
+    """What one GPU costs an hour, in any currency; the plan then shows what the run costs."""
+    groups: dict[str, GroupConfig] = Field(default_factory=dict)
+    """Name of a placement group to where it goes; groups that are not named here go anywhere."""
     num_cpus: PositiveInt | None = None
     """CPU cores to use of this machine; all where it is not given. More than there are is refused."""
+    placement_timeout_s: PositiveFloat = 60.0
+    """Longest wait for a cluster to have room for all groups. More where an autoscaler has to start nodes first."""
     start_timeout_s: PositiveFloat = 600.0
-    """Longest wait of each part of the start: placing a group, connecting a role, loading all of them."""
+    """Longest wait of each part of the start: connecting a role, loading all of them."""
     call_timeout_s: PositiveFloat = 1800.0
     """Longest wait for one call to a role: a wave's generation or scoring, an update, a checkpoint."""
     collective_timeout_s: PositiveFloat = 600.0

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.schema.run import ClusterConfig
 from tests.configs.small_files import PPO, lines, problems, write
 
 # ----------------------------------------------------------------------------------------------------- wrong values
@@ -137,7 +138,8 @@ def test_every_missing_section_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_one(ppo: Path) -> None:
-    known = "address, device, num_cpus, start_timeout_s, call_timeout_s or collective_timeout_s"
+    *first, last = ClusterConfig.model_fields
+    known = f"{', '.join(first)} or {last}"
     assert problems(ppo, "cluster.devise=cpu", "cluster.temperature=1", "cluster.zzz=1") == [
         f"cluster.devise: unknown key (did you mean 'device'?); allowed: {known} (override 'cluster.devise=cpu')",
         f"cluster.temperature: unknown key (did you mean 'rollout.temperature'?); allowed: {known} (override 'cluster.temperature=1')",
