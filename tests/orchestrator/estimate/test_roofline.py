@@ -69,7 +69,8 @@ def test_a_forward_pass_is_bound_by_compute_with_many_tokens_and_by_memory_with_
     assert many.bound == "compute"
     assert many.seconds == pytest.approx((2 * 8192 * 7.5e9 + 8 * 32 * 2 * 1024**2 * 4096) / 1e15)
     few = sharded().forward(Batch(num_sequences=1, length=4, budget=4096))
-    assert (few.bound, few.seconds) == ("memory", pytest.approx(16e9 / 1e12))
+    assert few.bound == "memory"
+    assert few.seconds == pytest.approx(16e9 / 1e12)
 
 
 def test_stage_3_gathers_its_weights_in_every_micro_batch() -> None:
@@ -121,7 +122,8 @@ def test_fp32_is_as_much_slower_as_the_table_says() -> None:
 def test_a_decode_step_reads_weights_and_the_cache() -> None:
     """7.5e9 weights of 2 bytes, and 64 x 1,000 tokens of 32 x 2,048 numbers of 2 bytes, at 1e12 bytes/s."""
     step = engines(enforce_eager=False).decode_step(64, 1000)
-    assert (step.bound, step.seconds) == ("memory", pytest.approx((15e9 + 64 * 1000 * 131072) / 1e12))
+    assert step.bound == "memory"
+    assert step.seconds == pytest.approx((15e9 + 64 * 1000 * 131072) / 1e12)
 
 
 def test_the_cache_limits_how_many_answers_are_decoded_at_once() -> None:

@@ -1,5 +1,7 @@
 """The timeline: hand-worked cases, a slow twin that knows nothing of the fast one, and what must hold of any tasks."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,7 +99,7 @@ def test_no_two_tasks_run_on_one_gpu_at_the_same_time(tasks: list[Task]) -> None
     for lane in LANES:
         mine = [span for span in spans if lane in span.task.lanes and span.end_s > span.start_s]
         mine.sort(key=lambda span: span.start_s)
-        assert all(first.end_s <= second.start_s for first, second in zip(mine, mine[1:], strict=False))
+        assert all(first.end_s <= second.start_s for first, second in pairwise(mine))
 
 
 @given(tasks_of_any_kind())
@@ -105,7 +107,7 @@ def test_the_critical_path_is_without_gaps_and_as_long_as_the_step(tasks: list[T
     spans = timeline(tasks)
     path = [span for span in spans if span.critical]
     assert path[0].start_s == 0
-    assert all(first.end_s == second.start_s for first, second in zip(path, path[1:], strict=False))
+    assert all(first.end_s == second.start_s for first, second in pairwise(path))
     assert sum(span.task.duration.seconds for span in path) == max(span.end_s for span in spans)
 
 
