@@ -28,6 +28,8 @@ class LayerShape:
     """Inner width that a token meets: of all its experts together."""
     experts: int
     """0: no mixture."""
+    experts_per_token: int = 0
+    """Of them, those that a token is routed to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,9 +244,7 @@ def _llama_like(config: Config, family: _Family, model_type: str) -> ModelShape:
         mlp = 3 * hidden * width + (2 * width + hidden if config.flag(family.mlp_bias) else 0)
         params = rest + mlp
         layers.append(
-            LayerShape(
-                count=num_layers - num_sparse, params=params, active_params=params, mlp_width=width, experts=0
-            )
+            LayerShape(count=num_layers - num_sparse, params=params, active_params=params, mlp_width=width, experts=0)
         )
     if mixture is not None and num_sparse:
         layers.append(_sparse_layer(hidden, rest, mixture, num_sparse))
@@ -312,6 +312,7 @@ def _sparse_layer(hidden: int, rest: int, mixture: Mixture, count: int) -> Layer
         active_params=always + mixture.per_token * expert,
         mlp_width=mixture.per_token * mixture.width + mixture.shared_width,
         experts=mixture.num_experts,
+        experts_per_token=mixture.per_token,
     )
 
 

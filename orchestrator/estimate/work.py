@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.estimate.shapes import ModelShape
+
 Head = Literal["vocabulary", "scalar"]
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
@@ -27,8 +29,8 @@ class ModelWork:
     """Hidden size x vocabulary."""
     num_layers: int
     hidden: int
-    attention_width: int
-    """Heads x their size."""
+    attention_width: float
+    """Heads x their size; where values have another than keys, the mean of both."""
     kv_width: float
     """Numbers that the KV cache keeps for one token in one layer: keys and values."""
     expert_parameters: float = 0.0
@@ -46,6 +48,28 @@ class ModelWork:
         dense = self.body_parameters - self.expert_parameters * self.experts_per_token / self.num_experts
         reached = 1.0 - (1.0 - self.experts_per_token / self.num_experts) ** batch
         return dense + self.head_parameters + self.expert_parameters * reached
+
+
+def work_of(shape: ModelShape, head: Head) -> ModelWork:
+    """Of a language model, or of the same with a scalar head. Layers with experts have equally many (of every known architecture)."""
+    mixed = [layer for layer in shape.layers if layer.experts]
+    routed = sum(
+        layer.count * (layer.params - layer.active_params) * layer.experts / (layer.experts - layer.experts_per_token)
+        for layer in mixed
+    )
+    head_parameters = shape.vocab_size * shape.hidden_size
+    return ModelWork(
+        total_parameters=shape.num_params if head == "vocabulary" else shape.num_scalar_params,
+        body_parameters=shape.active_params - head_parameters,
+        head_parameters=head_parameters,
+        num_layers=shape.num_layers,
+        hidden=shape.hidden_size,
+        attention_width=shape.num_heads * (shape.head_dim + shape.value_dim) / 2,
+        kv_width=shape.kv_elements,
+        expert_parameters=routed,
+        num_experts=mixed[0].experts if mixed else 1,
+        experts_per_token=mixed[0].experts_per_token if mixed else 1,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,8 @@
 """Times of the parts of a step, against numbers worked out by hand on a GPU of round numbers."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,8 @@ from configs.schema.engine import EngineConfig
 from configs.schema.rollout import RolloutConfig
 from orchestrator.estimate.efficiencies import Efficiencies
 from orchestrator.estimate.roofline import Engines, Hardware, Sharded, weight_sync
-from orchestrator.estimate.work import Batch, Head, ModelWork, Passes, flops
+from orchestrator.estimate.shapes import model_shape
+from orchestrator.estimate.work import Batch, Head, ModelWork, Passes, flops, work_of
 from tests.orchestrator.estimate.step_cases import EIGHT_B, PERFECT, hardware
 
 
@@ -59,6 +62,22 @@ def test_how_sequences_fill_micro_batches() -> None:
     assert (BATCH.sequences_per_micro_batch, BATCH.num_micro_batches) == (4, 2)
     assert Batch(num_sequences=9, length=1024, budget=4096).num_micro_batches == 3
     assert Batch(num_sequences=0, length=1024, budget=4096).num_micro_batches == 1  # the dummy of lockstep
+
+
+def test_the_work_of_a_mixture_by_its_published_sizes() -> None:
+    """Mixtral 8x7B: 46.7e9 parameters, of which a token meets 12.9e9, embedding and head (32,000 x 4,096 each) included; 8 experts of
+    3 x 4,096 x 14,336 in each of 32 layers."""
+    path = Path("configs/facts/models/mistralai--Mixtral-8x7B-v0.1.json")
+    work = work_of(model_shape(json.loads(path.read_text("utf-8")), "Mixtral"), "vocabulary")
+    assert work.total_parameters == 46_702_792_704
+    assert work.head_parameters == 32_000 * 4096
+    assert work.body_parameters + 2 * work.head_parameters == pytest.approx(12.88e9, rel=1e-3)
+    assert work.expert_parameters == pytest.approx(32 * 8 * 3 * 4096 * 14_336)
+    assert (work.num_experts, work.experts_per_token) == (8, 2)
+    assert (work.attention_width, work.kv_width) == (4096, 2 * 8 * 128)
+    # one token reads what it meets, many read everything but the embedding
+    assert work.read_parameters(1) == pytest.approx(work.body_parameters + work.head_parameters)
+    assert work.read_parameters(500) == pytest.approx(work.total_parameters - work.head_parameters)
 
 
 # ---------------------------------------------------------------------------------------------------------------- training
