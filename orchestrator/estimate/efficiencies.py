@@ -74,7 +74,7 @@ class Efficiencies:
         "some 15 kernels of about 10 microseconds each",
     )
     all_reduce_s: float = _assumed(
-        15e-6, "seconds of an all-reduce beside its bytes", "launch and synchronisation of one ring"
+        30e-6, "seconds of an all-reduce beside its bytes", "launch and synchronisation of NCCL's ring over 4 to 8 GPUs"
     )
     bucket_s: float = _assumed(
         3e-3, "seconds a bucket of a weight sync beside its bytes", "one call of a Ray actor and its answer"

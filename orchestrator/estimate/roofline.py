@@ -62,10 +62,19 @@ class Hardware:
     efficiencies: Efficiencies = field(default_factory=Efficiencies)
 
     def link_bytes_per_s(self, num_gpus: int) -> float:
-        """Of one GPU, one direction, to the others of `num_gpus`: within a node, or the slower of that and the network."""
-        within = self.kind.nvlink_bytes_per_s or self.kind.pcie_bytes_per_s
-        link = within if num_gpus <= self.gpus_per_node else min(within, self.kind.network_bytes_per_s)
-        return link * self.efficiencies.collective
+        """Of one GPU in a collective of `num_gpus`. Beyond a node, what enters one does so once, over all its links together."""
+        within = self._within_node()
+        network = self.kind.network_bytes_per_s * self.gpus_per_node
+        return (within if num_gpus <= self.gpus_per_node else min(within, network)) * self.efficiencies.collective
+
+    def sending_bytes_per_s(self, num_gpus: int) -> float:
+        """Of one GPU that sends to others, alone of its node: over its own link."""
+        within = self._within_node()
+        far = min(within, self.kind.network_bytes_per_s)
+        return (within if num_gpus <= self.gpus_per_node else far) * self.efficiencies.collective
+
+    def _within_node(self) -> float:
+        return self.kind.nvlink_bytes_per_s or self.kind.pcie_bytes_per_s
 
     def flops_per_s(self, share: float, dtype: str) -> float:
         return self.kind.bf16_flops * share * (self.efficiencies.fp32 if dtype == "fp32" else 1.0)
@@ -169,14 +178,11 @@ class Engines:
         """One wave on one engine. A prompt is read once, its further answers find it in the prefix cache."""
         num_sequences = num_prompts * self.rollout.responses_per_prompt
         batch = self.at_once(num_sequences, prompt_tokens + response_tokens)
-        rounds, rest = divmod(num_sequences, batch)
-        context = prompt_tokens + response_tokens / 2
-        decoded = self.decode_step(batch, context).times(rounds * response_tokens)
-        if rest:
-            decoded = decoded.then(self.decode_step(rest, context).times(response_tokens))
-        count = rounds + bool(rest)
-        note = f"{num_sequences} answers, {batch} at once" + (f", {count} rounds" if count > 1 else "")
+        # as answers end others take their places, so rounds need not be whole
+        rounds = num_sequences / batch
+        decoded = self.decode_step(batch, prompt_tokens + response_tokens / 2).times(rounds * response_tokens)
         whole = decoded.then(self.prefill(num_prompts, prompt_tokens))
+        note = f"{num_sequences} answers, {batch} at once"
         return Duration(seconds=whole.seconds, bound=whole.bound, note=note)
 
     def prefill(self, num_prompts: int, prompt_tokens: float) -> Duration:
@@ -231,7 +237,7 @@ def weight_sync(
     hardware, sent = policy.hardware, policy.weight_bytes
     gathered = policy.collective_s(sent) if policy.engine.zero_stage == 3 else 0.0
     links = {
-        "nccl": min(hardware.link_bytes_per_s(num_gpus), engines.hardware.link_bytes_per_s(num_gpus)),
+        "nccl": min(hardware.sending_bytes_per_s(num_gpus), engines.hardware.sending_bytes_per_s(num_gpus)),
         "ipc": hardware.stream_bytes_per_s(),
         "cpu": hardware.efficiencies.host_channel,
     }

@@ -115,10 +115,11 @@ def test_what_an_update_moves_between_ranks(
     assert update.seconds == pytest.approx((2 * per_micro_batch + once) * 3 / 4 / 1e6, rel=1e-4)
 
 
-def test_gathers_cross_the_network_where_a_group_does_not_fit_a_node() -> None:
+def test_what_links_carry_within_a_node_and_beyond() -> None:
+    """Beyond a node of 4 GPUs a collective has 4 links of 1e10 bytes/s, and one sender its own."""
     within, beyond = hardware(gpus_per_node=8), hardware(gpus_per_node=4)
-    assert within.link_bytes_per_s(8) == 1e11
-    assert beyond.link_bytes_per_s(8) == 1e10
+    assert (within.link_bytes_per_s(8), within.sending_bytes_per_s(8)) == (1e11, 1e11)
+    assert (beyond.link_bytes_per_s(8), beyond.sending_bytes_per_s(8)) == (4e10, 1e10)
     assert hardware(nvlink_bytes_per_s=0, pcie_bytes_per_s=5e9).link_bytes_per_s(2) == 5e9
 
 
@@ -146,13 +147,19 @@ def test_a_decode_step_reads_weights_and_the_cache() -> None:
 
 
 def test_the_cache_limits_how_many_answers_are_decoded_at_once() -> None:
-    """100 answers of 1,000 + 1,000 tokens in a cache of 60,000 tokens: 30 at once, 30 + 30 + 30 + 10."""
+    """100 answers of 1,000 + 1,000 tokens in a cache of 60,000 tokens: 30 at once, 3 1/3 rounds."""
     small = engines(kv_tokens=60_000, responses_per_prompt=10, enforce_eager=False)
     assert small.at_once(100, 2000) == 30
-    by_hand = 3 * 1000 * small.decode_step(30, 1500).seconds + 1000 * small.decode_step(10, 1500).seconds
+    by_hand = 100 / 30 * 1000 * (15e9 + 30 * 1500 * 131072) / 1e12
     found = small.generate(10, 1000, 1000)
     assert found.seconds == pytest.approx(by_hand + small.prefill(10, 1000).seconds)
-    assert found.note == "100 answers, 30 at once, 4 rounds"
+    assert found.note == "100 answers, 30 at once"
+
+
+def test_a_prompt_is_read_once_for_all_its_answers() -> None:
+    """10 prompts of 1,000 tokens through 7e9 parameters, and their attention: 2 x L² x width a layer."""
+    by_hand = (2 * 7e9 * 10_000 + 10 * 32 * 2 * 1000**2 * 4096) / 1e15
+    assert engines(responses_per_prompt=10).prefill(10, 1000).seconds == pytest.approx(by_hand)
 
 
 def test_vllm_decodes_at_most_256_sequences_at_once() -> None:
