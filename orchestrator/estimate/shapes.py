@@ -26,10 +26,11 @@ class LayerShape:
     """Of one, those that a token meets: of the experts only the chosen ones."""
     mlp_width: int
     """Inner width that a token meets: of all its experts together."""
-    experts: int
+    experts: int = 0
     """0: no mixture."""
     experts_per_token: int = 0
-    """Of them, those that a token is routed to."""
+    largest_tensor: int = 0
+    """Numbers in its largest parameter: transformers stacks the experts of a layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,11 @@ class ModelShape:
     @property
     def largest_layer_params(self) -> int:
         return max(layer.params for layer in self.layers)
+
+    @property
+    def largest_tensor(self) -> int:
+        """Numbers in the largest parameter."""
+        return max(self.vocab_size * self.hidden_size, *(layer.largest_tensor for layer in self.layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +250,13 @@ def _llama_like(config: Config, family: _Family, model_type: str) -> ModelShape:
         mlp = 3 * hidden * width + (2 * width + hidden if config.flag(family.mlp_bias) else 0)
         params = rest + mlp
         layers.append(
-            LayerShape(count=num_layers - num_sparse, params=params, active_params=params, mlp_width=width, experts=0)
+            LayerShape(
+                count=num_layers - num_sparse,
+                params=params,
+                active_params=params,
+                mlp_width=width,
+                largest_tensor=hidden * max(width, attention.num_heads * attention.head_dim),
+            )
         )
     if mixture is not None and num_sparse:
         layers.append(_sparse_layer(hidden, rest, mixture, num_sparse))
@@ -313,6 +325,7 @@ def _sparse_layer(hidden: int, rest: int, mixture: Mixture, count: int) -> Layer
         mlp_width=mixture.per_token * mixture.width + mixture.shared_width,
         experts=mixture.num_experts,
         experts_per_token=mixture.per_token,
+        largest_tensor=mixture.num_experts * 2 * mixture.width * hidden,
     )
 
 
@@ -344,7 +357,7 @@ def _plain(
         params=layer,
         active_params=layer,
         mlp_width=inner,
-        experts=0,
+        largest_tensor=inner * hidden,
     )
     return ModelShape(
         model_type=model_type,
