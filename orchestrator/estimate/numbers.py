@@ -6,10 +6,10 @@ GIB = 1024**3
 
 
 def duration_text(seconds: float) -> str:
-    """With the unit that suits it: `0.42 s`, `95 s`, `31 min`, `7.5 h`, `3.2 days`."""
+    """With the unit that suits it: `0.42 s`, `330 s`, `31 min`, `7.5 h`, `3.2 days`."""
     if seconds < 10:
         return f"{seconds:.2f} s"
-    if seconds < 180:
+    if seconds < 600:
         return f"{seconds:.0f} s"
     if seconds < 3 * 3600:
         return f"{seconds / 60:.0f} min"

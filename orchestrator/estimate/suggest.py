@@ -1,7 +1,8 @@
 """What to change in a config, each change with what it would do: found by planning and estimating the config with it.
 
-Where the config does not fit, changes that bring it nearer, by bytes saved on the worst GPU. Where it fits, changes that make a step
-shorter without more GPUs, or that do with fewer, by the GPU-seconds of a step that they save.
+Where the config does not fit, changes that bring it nearer, by bytes that are then no longer too many on a GPU of each group. Where it
+fits, changes that make a step shorter without more GPUs, or that do with fewer, by the GPU-seconds of a step that they save; one that would
+only not fit is tried again with less memory for the roles that lack it.
 
 A change that the schema, the plan or a GPU's memory refuses is none.
 """
@@ -16,17 +17,19 @@ from pydantic import ValidationError
 
 from configs.errors import ConfigError
 from configs.schema import Stage
-from configs.schema.engine import EngineConfig
+from configs.schema.engine import EngineConfig, FrozenConfig, TrainerConfig
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.rollout import RolloutConfig
 from orchestrator.estimate.numbers import duration_text, gib_text
 from orchestrator.estimate.records import Estimate, Suggestion
 from orchestrator.plan import make_plan, num_gpus
-from orchestrator.plan_records import Machine, Plan
+from orchestrator.plan_records import Machine, Plan, PPOPlan
 
 Change = dict[str, object]
 """Keys of the stage to their new values."""
+Attempt = Callable[["_Tried", Change], "_Tried | None"]
+"""A config with a further change; None where it is refused."""
 Estimator = Callable[[Stage, Plan], Estimate]
 """What a config needs, without suggestions."""
 
@@ -53,12 +56,16 @@ class _Tried:
 
     @property
     def lacking(self) -> dict[str, float]:
-        """Group to bytes that one of its GPUs has too few of; groups that fit are not in it."""
+        """Group to bytes that one of its GPUs has too few of, and engines to those that one sequence lacks; what fits is not in it."""
         found = {}
         for name, group in self.estimate.groups.items():
             headroom = group.headroom_bytes
             if headroom is not None and headroom < 0:
                 found[name] = -headroom
+        for role, engine in self.estimate.engines.items():
+            if engine.sequences < 1:
+                each = engine.kv_cache_bytes / engine.sequences if engine.sequences else engine.kv_bytes_per_token
+                found[f"engine of {role}"] = each - engine.kv_cache_bytes
         return found
 
     @property
@@ -68,7 +75,7 @@ class _Tried:
 
     @property
     def text(self) -> str:
-        """As overrides."""
+        """As overrides; what is only said again is left out."""
         return " ".join(f"{key}={_value_text(value)}" for key, value in self.change.items())
 
 
@@ -79,58 +86,73 @@ def suggest(
     if config.cluster.device == "cpu":
         return ()
     base = _Tried(change={}, config=config, plan=plan, estimate=estimate)
-    tried = [found for change in _candidates(base) if (found := _try(base, change, estimator, machine)) is not None]
+
+    def attempt(on: _Tried, change: Change) -> _Tried | None:
+        return _try(on, change, estimator, machine)
+
+    tried = [found for change in _candidates(base) if (found := attempt(base, change)) is not None]
     if base.lacking:
-        return _to_fit(base, tried, estimator, machine)
-    return _to_save(base, [each for each in tried if not each.lacking])
+        return _to_fit(base, tried, attempt)
+    fitting = [each for each in tried if not each.lacking]
+    fitting += [found for each in tried if each.lacking and (found := _leaner(base, each, attempt)) is not None]
+    return _to_save(base, fitting)
 
 
 def _try(base: _Tried, change: Change, estimator: Estimator, machine: Machine | None) -> _Tried | None:
     """None where schema or plan refuse it, or it changes nothing."""
-    values = base.config.model_dump(mode="json")
+    values, new = base.config.model_dump(mode="json"), {}
     for key, value in change.items():
         *above, last = key.split(".")
         section: dict[str, Any] = values
         for part in above:
             section = section[part]
-        section[last] = value
+        if section[last] != value:
+            new[key] = section[last] = value
     try:
         config = type(base.config).model_validate(values)
         plan = make_plan(config, machine)
     except (ConfigError, ValidationError):
         return None
-    if config == base.config:
+    if not new:
         return None
-    return _Tried(change=base.change | change, config=config, plan=plan, estimate=estimator(config, plan))
+    return _Tried(change=base.change | new, config=config, plan=plan, estimate=estimator(config, plan))
 
 
 # ----------------------------------------------------------------------------------------------------------- does not fit
 
 
-def _to_fit(base: _Tried, tried: list[_Tried], estimator: Estimator, machine: Machine | None) -> tuple[Suggestion, ...]:
+def _to_fit(base: _Tried, tried: list[_Tried], attempt: Attempt) -> tuple[Suggestion, ...]:
     gains = [(_bytes_saved(base, each), each) for each in tried]
     useful = sorted((pair for pair in gains if pair[0] > 0), key=lambda pair: (bool(pair[1].lacking), -pair[0]))
     if useful and all(each.lacking for _, each in useful):
-        together = _together(base, [each for _, each in useful], estimator, machine)
+        together = _together(base, [each for _, each in useful], attempt)
         if len(together.change) > 1:
             useful.insert(0, (_bytes_saved(base, together), together))
+    best = _one_of_a_kind([each for _, each in useful])[:MOST]
     return tuple(
-        Suggestion(change=each.text, effect=_memory_effect(base, each), gain=gain) for gain, each in useful[:MOST]
+        Suggestion(change=each.text, effect=_memory_effect(base, each), gain=_bytes_saved(base, each)) for each in best
     )
 
 
+def _one_of_a_kind(tried: list[_Tried]) -> list[_Tried]:
+    """Of those that change the same keys, the first."""
+    kinds: dict[frozenset[str], _Tried] = {}
+    for each in tried:
+        kinds.setdefault(frozenset(each.change), each)
+    return list(kinds.values())
+
+
 def _bytes_saved(base: _Tried, other: _Tried) -> float:
-    """On the GPU that lacks most."""
-    return max(base.lacking.values()) - max(other.lacking.values(), default=0.0)
+    return sum(base.lacking.values()) - sum(other.lacking.values())
 
 
-def _together(base: _Tried, useful: list[_Tried], estimator: Estimator, machine: Machine | None) -> _Tried:
+def _together(base: _Tried, useful: list[_Tried], attempt: Attempt) -> _Tried:
     """Useful changes on top of each other, the best first, until it fits."""
     best, used = base, 0
     for each in useful:
         if used == MOST_TOGETHER or not best.lacking:
             break
-        found = _try(best, each.change, estimator, machine)
+        found = attempt(best, each.change)
         if found is not None and sum(found.lacking.values()) < sum(best.lacking.values()):
             best, used = found, used + 1
     return best
@@ -139,11 +161,13 @@ def _together(base: _Tried, useful: list[_Tried], estimator: Estimator, machine:
 def _memory_effect(base: _Tried, other: _Tried) -> str:
     texts = []
     for name in base.lacking:
-        if name in other.estimate.groups:
+        if name in base.estimate.groups and name in other.estimate.groups:
             before, after = base.estimate.groups[name].peak.amount, other.estimate.groups[name].peak.amount
-            texts.append(f"{name}: {gib_text(before)} -> {gib_text(after)} a GPU")
+            if before != after:
+                texts.append(f"{name}: {gib_text(before)} -> {gib_text(after)} a GPU")
     lacking = other.lacking
-    verdict = f"still {gib_text(max(lacking.values()))} too much" if lacking else "fits"
+    most = max(lacking, key=lambda name: lacking[name], default="")
+    verdict = f"{most} still {gib_text(lacking[most])} too much" if lacking else "fits"
     slower = _step_text(base, other) if base.estimate.time and other.estimate.time else ""
     return ", ".join(filter(None, (*texts, verdict, slower)))
 
@@ -152,17 +176,42 @@ def _memory_effect(base: _Tried, other: _Tried) -> str:
 
 
 def _to_save(base: _Tried, tried: list[_Tried]) -> tuple[Suggestion, ...]:
-    """Only changes that cost no more GPUs and make no step longer by more than they free."""
-    now = base.gpu_seconds
-    if now is None:
-        return ()
-    found = []
-    for each in tried:
-        then = each.gpu_seconds
-        if then is not None and num_gpus(each.plan) <= num_gpus(base.plan) and now - then >= LEAST_GAIN_FRAC * now:
-            seconds = (now - then) / num_gpus(base.plan)
-            found.append(Suggestion(change=each.text, effect=_time_effect(base, each), gain=seconds))
-    return tuple(sorted(found, key=lambda suggestion: -suggestion.gain)[:MOST])
+    """Only changes that take no more GPUs, and no longer a step than the GPUs that they free are worth."""
+    found = sorted((each for each in tried if _worth(base, each)), key=lambda each: -_seconds_saved(base, each))
+    return tuple(
+        Suggestion(change=each.text, effect=_time_effect(base, each), gain=_seconds_saved(base, each))
+        for each in _one_of_a_kind(found)[:MOST]
+    )
+
+
+def _seconds_saved(base: _Tried, other: _Tried) -> float:
+    """Of a step; GPUs that are freed count as much as those that are left."""
+    if base.gpu_seconds is None or other.gpu_seconds is None:
+        return 0.0
+    return (base.gpu_seconds - other.gpu_seconds) / num_gpus(base.plan)
+
+
+def _worth(base: _Tried, other: _Tried) -> bool:
+    if base.estimate.time is None or num_gpus(other.plan) > num_gpus(base.plan):
+        return False
+    return _seconds_saved(base, other) >= LEAST_GAIN_FRAC * base.estimate.time.step_s
+
+
+def _leaner(base: _Tried, lacking: _Tried, attempt: Attempt) -> _Tried | None:
+    """What would be worth it but does not fit, with less memory for the trained roles that lack it; None where that does not do."""
+    if not _worth(base, lacking):
+        return None
+    roles = [
+        role for group in lacking.lacking if group in lacking.plan.groups for role in lacking.plan.groups[group].roles
+    ]
+    sections = [SECTIONS[role] for role in roles if role in TRAINED]
+    if not sections:
+        return None
+    for saving in ({"activation_checkpointing": True}, {"offload_optimizer": True, "activation_checkpointing": True}):
+        found = attempt(lacking, {f"{key}.engine.{name}": value for key in sections for name, value in saving.items()})
+        if found is not None and not found.lacking:
+            return found
+    return None
 
 
 def _time_effect(base: _Tried, other: _Tried) -> str:
@@ -189,23 +238,45 @@ def _step_text(base: _Tried, other: _Tried) -> str:
 # ------------------------------------------------------------------------------------------------------------- candidates
 
 
+SECTIONS = {"policy": "policy", "critic": "critic", "reference": "reference", "reward": "reward.model"}
+"""Role of a PPO run to the section of its model."""
+TRAINED = ("policy", "critic")
+
+
 def _candidates(base: _Tried) -> Iterator[Change]:
     config = base.config
     if isinstance(config, PPOStage):
-        sections = {"policy": config.policy, "critic": config.critic}
-        for role, section in sections.items():
-            yield from _engine_changes(f"{role}.engine", section.engine, trained=True)
+        sections: dict[str, TrainerConfig | FrozenConfig] = {"policy": config.policy, "critic": config.critic}
         if "reference" in base.plan.roles:
-            yield from _engine_changes("reference.engine", config.reference.engine, trained=False)
+            sections["reference"] = config.reference
         if config.reward.model is not None:
-            yield from _engine_changes("reward.model.engine", config.reward.model.engine, trained=False)
+            sections["reward"] = config.reward.model
+        every = [
+            list(_engine_changes(f"{SECTIONS[role]}.engine", section.engine, trained=role in TRAINED))
+            for role, section in sections.items()
+        ]
+        for changes in every:
+            yield from changes
+        yield from _of_all(every)
         yield from _rollout_changes(config.rollout)
         yield from _moves(base)
         yield from _joint(base)
+        assert isinstance(base.plan, PPOPlan)
+        yield _everything_together(config, base.plan)
     elif isinstance(config, RankStage):
         yield from _rollout_changes(config.rollout)
     else:
         yield from _engine_changes("model.engine", config.model.engine, trained=True)
+
+
+def _of_all(every: list[list[Change]]) -> Iterator[Change]:
+    """The same change of every section that it is known for."""
+    alike: dict[tuple[str, object], Change] = {}
+    for changes in every:
+        for change in changes:
+            for key, value in change.items():
+                alike.setdefault((key.rpartition(".")[2], value), {})[key] = value
+    yield from (change for change in alike.values() if len(change) > 1)
 
 
 def _engine_changes(key: str, engine: EngineConfig, *, trained: bool) -> Iterator[Change]:
@@ -240,16 +311,12 @@ def _rollout_changes(rollout: RolloutConfig) -> Iterator[Change]:
         yield {"rollout.num_engines": engines * 2, "rollout.tensor_parallel": size // 2}
 
 
-PLACED = {"rollout": "rollout", "reward": "reward.model.placement"}
-"""Role to the section that has its number of ranks and its group, where that is not `placement` of its own section."""
-
-
 def _num_ranks_key(role: str) -> str:
-    return "rollout.num_engines" if role == "rollout" else f"{PLACED.get(role, f'{role}.placement')}.num_ranks"
+    return "rollout.num_engines" if role == "rollout" else f"{SECTIONS[role]}.placement.num_ranks"
 
 
 def _group_key(role: str) -> str:
-    return f"{PLACED.get(role, f'{role}.placement')}.group"
+    return "rollout.group" if role == "rollout" else f"{SECTIONS[role]}.placement.group"
 
 
 def _moves(base: _Tried) -> Iterator[Change]:
@@ -273,6 +340,18 @@ def _joint(base: _Tried) -> Iterator[Change]:
             if guest != host and "rollout" not in guest.roles:
                 joined: Change = {_group_key(role): host.name for role in guest.roles}
                 yield joined | {_num_ranks_key(role): host.num_bundles for role in guest.roles}
+
+
+def _everything_together(config: PPOStage, plan: PPOPlan) -> Change:
+    """All roles on all GPUs, taking turns; what leaves its GPU must be of a stage that can."""
+    count = num_gpus(plan)
+    on_gpus = [role for role, placed in plan.roles.items() if placed.gpus_per_rank]
+    change: Change = {_group_key(role): "all" for role in on_gpus}
+    change |= {_num_ranks_key(role): count for role in on_gpus}
+    for role in TRAINED:
+        change |= {f"{role}.engine.zero_stage": 2, f"{role}.engine.offload_optimizer": False}
+    waves = min(config.rollout.prompts_per_wave, max(1, plan.prompts_per_step // count))
+    return change | {"rollout.tensor_parallel": 1, "rollout.prompts_per_wave": waves}
 
 
 def _value_text(value: object) -> str:
