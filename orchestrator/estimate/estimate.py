@@ -44,16 +44,24 @@ def estimate_stages(config: Config, plans: Mapping[str, Plan], machine_bytes: fl
     Raises:
         ConfigError: for an unknown GPU kind.
     """
-    if not isinstance(config, Pipeline):
-        return {str(config.stage): estimate(config, plans[str(config.stage)], machine_bytes, {})}
+    names = beneath(config)
+    return {name: estimate(stage, plans[name], machine_bytes, names) for name, stage in stages_of(config).items()}
+
+
+def stages_of(config: Config) -> dict[str, Stage]:
+    """By name; one that is no pipeline's has its own."""
+    return dict(config.stages) if isinstance(config, Pipeline) else {str(config.stage): config}
+
+
+def beneath(config: Config) -> dict[str, str]:
+    """`stage:NAME` to the model that the stage starts from: its sizes are those of the export."""
     names: dict[str, str] = {}
-    found = {}
-    for name, stage in config.stages.items():
-        found[name] = estimate(stage, plans[name], machine_bytes, names)
-        trained = stage.policy.model if isinstance(stage, PPOStage | RankStage) else stage.model.model
-        assert trained is not None, "checked by the schema"
-        names[STAGE_PREFIX + name] = names.get(trained, trained)
-    return found
+    if isinstance(config, Pipeline):
+        for name, stage in config.stages.items():
+            trained = stage.policy.model if isinstance(stage, PPOStage | RankStage) else stage.model.model
+            assert trained is not None, "checked by the schema"
+            names[STAGE_PREFIX + name] = names.get(trained, trained)
+    return names
 
 
 def estimate(stage: Stage, plan: Plan, machine_bytes: float | None, names: Mapping[str, str]) -> Estimate:
@@ -199,7 +207,5 @@ def _rank(stage: RankStage, plan: RankPlan, kinds: Mapping[str, GPUKind | None],
 def _supervised(stage: Stage, plan: SupervisedPlan, models: _Models) -> Memories:
     assert not isinstance(stage, PPOStage | RankStage)
     assert stage.model.model is not None
-    found = _trained(
-        models, plan, plan.role, stage.model, stage.model.model, scalar=isinstance(stage, RewardStage)
-    )
+    found = _trained(models, plan, plan.role, stage.model, stage.model.model, scalar=isinstance(stage, RewardStage))
     return ({plan.role: trained_memory(found, sleeps=False)} if found else {}), {}

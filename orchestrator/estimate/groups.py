@@ -22,7 +22,10 @@ def group_memories(
     stage: Stage, plan: Plan, roles: Mapping[str, RoleMemory], kinds: Mapping[str, GPUKind | None]
 ) -> dict[str, GroupMemory]:
     """Each group whose roles are all known; function workers' groups are left out."""
-    gpus = {name: own.gpu if (own := stage.cluster.groups.get(name)) and own.gpu else stage.cluster.gpu for name in plan.groups}
+    gpus = {
+        name: own.gpu if (own := stage.cluster.groups.get(name)) and own.gpu else stage.cluster.gpu
+        for name in plan.groups
+    }
     found = {}
     for name, group in plan.groups.items():
         known = [roles[role] for role in group.roles if role in roles]

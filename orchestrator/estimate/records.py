@@ -119,6 +119,10 @@ class PhaseTime:
     bound: str
     """What limits it: `compute`, `memory`, `network`, `overhead`."""
     note: str = ""
+    bundle: int | None = None
+    """Of the group's, where it is one engine's; None: on all of them."""
+    critical: bool = False
+    """On the critical path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +137,11 @@ class StepTime:
     """By group."""
     tokens_per_s: float
     """Prompt and response tokens of the whole run a second."""
-    run_s: float
-    gpu_hours: float
+    num_steps: int | None
+    """Of the run; None where that depends on data that was not read."""
+    run_s: float | None
+    """Steps alone: start, evaluations, checkpoints and export are not in it."""
+    gpu_hours: float | None
     cost: float | None
     """None where `cluster.gpu_hour_price` is not given."""
     assumptions: tuple[str, ...]
