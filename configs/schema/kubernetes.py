@@ -105,7 +105,9 @@ class KubernetesConfig(Section):
         if self.scheduler != "none" and self.queue is None:
             raise refuse("queue", "missing", f"the queue's name, as scheduler is {self.scheduler!r}")
         if self.scheduler == "none" and self.queue is not None:
-            raise refuse("queue", f"got {self.queue!r}", "null, as scheduler is 'none'; or scheduler 'kueue' or 'volcano'")
+            raise refuse(
+                "queue", f"got {self.queue!r}", "null, as scheduler is 'none'; or scheduler 'kueue' or 'volcano'"
+            )
         for name in self.env:
             if SECRET_NAME.search(name):
                 raise refuse(f"env.{name}", "got the name of a secret", "a Secret's name in cluster.kubernetes.secrets")

@@ -22,7 +22,7 @@ from orchestrator.plan_records import GroupPlan, Plan, RolePlan
 
 GIB = 2**30
 CPUS_PER_GPU = 8
-"""A data loader, a tokenizer and the launching thread of each of a GPU's roles, and Ray's own processes; nodes of 8 GPUs have 96 and more."""
+"""A data loader, a tokenizer and the launching thread of each role on a GPU, and Ray's processes; nodes of 8 have 96 and more."""
 MEMORY_PER_GPU_GIB = 64
 """Where the kind of GPU is not known: weights read from files, pinned buffers, libraries."""
 HOST_MEMORY_SHARE = 0.8
@@ -122,15 +122,17 @@ def pod_name(group: str) -> str:
 
 
 def _gpu_nodes(name: str, cluster: ClusterConfig, staged: Staged) -> NodeGroup:
-    groups = [plan.groups[name] for _, plan in staged if name in plan.groups]
+    using = [(stage, plan) for stage, plan in staged if name in plan.groups and plan.groups[name].gpus_per_bundle]
+    groups = [plan.groups[name] for _, plan in using]
     shape = _largest([_shape(group, cluster) for group in groups], groups)
     selector, gib_per_gpu = _of_kind(name, cluster)
-    shared = max(_shared_gib(stage, shape.replicas) for stage, plan in staged if name in plan.groups)
+    shared = max(_shared_gib(stage, shape.replicas) for stage, _ in using)
+    threads = max(sum(plan.roles[role].threads for role in plan.groups[name].roles) for _, plan in using)
     pods = NodeGroup(
         name=pod_name(name),
         replicas=shape.replicas,
         gpus=shape.gpus,
-        cpus=CPUS_PER_GPU * shape.gpus,
+        cpus=max(CPUS_PER_GPU, threads) * shape.gpus,
         memory_gib=max(gib_per_gpu * shape.gpus, 2 * shared),
         shared_gib=shared,
         resources=(resource_of(groups[0], cluster),),
@@ -176,11 +178,13 @@ def _largest(shapes: Sequence[Shape], groups: Sequence[GroupPlan]) -> Shape:
 def _of_kind(name: str, cluster: ClusterConfig) -> tuple[dict[str, str], int]:
     """Node labels of a group's kind of GPU, and a pod's memory in GiB for each GPU."""
     given = cluster.groups.get(name)
-    kind = (given.gpu if given else None) or cluster.gpu
+    kind, key = cluster.gpu, "cluster.gpu"
+    if given is not None and given.gpu is not None:
+        kind, key = given.gpu, f"cluster.groups.{name}.gpu"
     if kind is None:
         return {}, MEMORY_PER_GPU_GIB
-    found = gpu_kind(kind)
-    return {"nvidia.com/gpu.product": found.product}, int(found.host_memory_bytes * HOST_MEMORY_SHARE / GIB)
+    found = gpu_kind(kind, key)
+    return {"nvidia.com/gpu.product": found.kubernetes_product}, int(found.host_gib * HOST_MEMORY_SHARE)
 
 
 def _cpu_nodes(cluster: ClusterConfig, staged: Staged) -> NodeGroup:
@@ -193,7 +197,7 @@ def _cpu_nodes(cluster: ClusterConfig, staged: Staged) -> NodeGroup:
         name=CPU_GROUP,
         replicas=1,
         gpus=0,
-        cpus=max(threads, ranks),
+        cpus=max(threads, ranks, cluster.num_cpus or 1),
         memory_gib=ranks * CPU_ROLE_MEMORY_GIB + shared,
         shared_gib=shared,
         resources=tuple(dict.fromkeys(resource_of(group, cluster) for group in groups.values())),

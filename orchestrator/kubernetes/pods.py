@@ -124,7 +124,11 @@ def _resources(cpus: int, memory: str, *, gpus: int = 0) -> Object:
 
 
 def _ports(*, head: bool) -> list[Object]:
-    ports = {"gcs": GCS_PORT, "dashboard": DASHBOARD_PORT, "metrics": METRICS_PORT} if head else {"metrics": METRICS_PORT}
+    ports = (
+        {"gcs-server": GCS_PORT, "dashboard": DASHBOARD_PORT, "metrics": METRICS_PORT}
+        if head
+        else {"metrics": METRICS_PORT}
+    )
     return [{"name": name, "containerPort": port} for name, port in ports.items()]
 
 
