@@ -1,7 +1,8 @@
 """From a config to manifests: the same plan as `run` makes, checked against what Kubernetes needs, and the config that the pods read.
 
-The config in the manifests is the resolved one, with three things that follow from where it runs: `cluster.address` is `auto`, `run.dir`
-is absolute, and each group names the Ray resource of its pods (`cluster.groups.NAME.resource`), so that its ranks go there.
+The config in the manifests is the resolved one, with what follows from where it runs: `cluster.address` is `auto`, `run.dir` is absolute,
+and each group names the Ray resource of its pods (`cluster.groups.NAME.resource`), so that its ranks go there. `cluster.kubernetes` is left
+out: a run goes on with a newer image or larger pods, and its config is still its config.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def in_cluster(config: Config, staged: Staged) -> Config:
 
 
 def _joined(cluster: dict[str, Any], resources: Mapping[str, str]) -> None:
-    cluster["address"] = "auto"
+    cluster |= {"address": "auto", "kubernetes": {}}
     for name, resource in resources.items():
         cluster["groups"].setdefault(name, {})["resource"] = resource
 
