@@ -1,4 +1,4 @@
-"""The folder k8s/: what is made from recipes is up to date, kustomize would find its parts, and the images are built as images should be."""
+"""The folder k8s/: what is made from recipes is up to date, kustomize finds its parts, images are built as they should be."""
 
 from __future__ import annotations
 

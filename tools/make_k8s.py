@@ -33,13 +33,20 @@ class Overlay:
     """Of the image."""
 
 
+HUB = ("cluster.kubernetes.env={HF_HOME: /opt/preceptor/runs/hub}",)
+"""Models are fetched once, into the volume that all pods share."""
+
 OVERLAYS = {
     "cpu-demo": Overlay(
         recipe="demo",
         flavour="cpu",
         overrides=("cluster.kubernetes.prepare=[python, -m, tools.make_demo, runs/demo-inputs]",),
     ),
-    "one-node": Overlay(recipe="ppo-8b-gpu", flavour="gpu", overrides=("cluster.gpu=h100-80gb",)),
+    "one-node": Overlay(recipe="ppo-8b-8gpu", flavour="gpu", overrides=HUB),
+    # the licence of these models asks for a token
+    "several-groups": Overlay(
+        recipe="ppo-70b-64gpu", flavour="gpu", overrides=(*HUB, "cluster.kubernetes.secrets=[hub]")
+    ),
 }
 
 

@@ -93,7 +93,7 @@ def test_the_pods_have_the_plans_gpus(recipe: str) -> None:
 
 @pytest.mark.parametrize("as_job", [True, False])
 def test_every_option_gives_valid_manifests(as_job: bool) -> None:
-    found = rendered("ppo-8b-gpu", *EVERYTHING, as_job=as_job)
+    found = rendered("ppo-8b-8gpu", *EVERYTHING, as_job=as_job)
     objects = [thing for things in found.files.values() for thing in things]
     assert [error for thing in objects for error in errors(thing)] == []
     thing = ray_object(found)
@@ -121,7 +121,7 @@ def test_a_job_goes_on_when_it_is_tried_again() -> None:
 
 def test_ranks_find_their_pods() -> None:
     """Each group's pods have the Ray resource that the config in the manifests asks for."""
-    found = rendered("ppo-8b-gpu", *SHARED, "cluster.groups={critic: {resource: big}}")
+    found = rendered("ppo-8b-8gpu", *SHARED, "cluster.groups={critic: {resource: big}}")
     config = yaml.safe_load(found.files["config.yaml"][0]["data"]["config.yaml"])
     asked = {name: group["resource"] for name, group in config["cluster"]["groups"].items()}
     assert asked == {
@@ -138,7 +138,7 @@ def test_ranks_find_their_pods() -> None:
 
 def test_shared_memory_is_the_plans() -> None:
     small, large = (
-        ray_object(rendered("ppo-8b-gpu", *SHARED, f"ppo.prompts_per_step={number}", "rollout.responses_per_prompt=8"))
+        ray_object(rendered("ppo-8b-8gpu", *SHARED, f"ppo.prompts_per_step={number}", "rollout.responses_per_prompt=8"))
         for number in (256, 4096)
     )
     sizes = []
@@ -157,7 +157,7 @@ def test_shared_memory_is_the_plans() -> None:
 
 
 def test_a_gpu_kind_chooses_its_nodes() -> None:
-    found = rendered("ppo-8b-gpu", *SHARED, "cluster.gpu=h100-80gb", "cluster.groups={rollout: {gpu: l40s}}")
+    found = rendered("ppo-8b-8gpu", *SHARED, "cluster.gpu=h100-80gb", "cluster.groups={rollout: {gpu: l40s}}")
     groups = ray_object(found)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     chosen = {group["groupName"]: group["template"]["spec"].get("nodeSelector") for group in groups}
     assert chosen["policy"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
@@ -168,7 +168,7 @@ def test_a_gpu_kind_chooses_its_nodes() -> None:
 
 
 def test_only_what_must_reach_a_run_reaches_it() -> None:
-    policy, budget = rendered("ppo-8b-gpu", *SHARED, "cluster.kubernetes.egress=[10.1.0.0/16]").files["guards.yaml"]
+    policy, budget = rendered("ppo-8b-8gpu", *SHARED, "cluster.kubernetes.egress=[10.1.0.0/16]").files["guards.yaml"]
     assert policy["spec"]["podSelector"]["matchLabels"] == {"preceptor/run": "ppo-8b"}
     ports = [[port["port"] for port in rule.get("ports", [])] for rule in policy["spec"]["ingress"]]
     assert ports == [[], [8265], [8080]]

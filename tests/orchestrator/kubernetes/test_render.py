@@ -36,7 +36,7 @@ def refusal(recipe: str, *overrides: str, as_job: bool = True) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- what the pods read
 
 
-@pytest.mark.parametrize("recipe", ["bandit", "demo", "ppo-8b-gpu"])
+@pytest.mark.parametrize("recipe", ["bandit", "demo", "ppo-8b-8gpu"])
 def test_the_pods_read_the_config_that_was_rendered(recipe: str, tmp_path: Path) -> None:
     config = load_config(RECIPES / f"{recipe}.yaml", SHARED)
     text = render(config, as_job=True).files["config.yaml"][0]["data"]["config.yaml"]
@@ -86,7 +86,7 @@ def called(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[
 
 def test_the_command_writes_a_folder_and_says_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "k8s"
-    code, said, _ = called(capsys, "k8s", "render", RECIPES / "ppo-8b-gpu.yaml", *SHARED, "-o", out)
+    code, said, _ = called(capsys, "k8s", "render", RECIPES / "ppo-8b-8gpu.yaml", *SHARED, "-o", out)
     assert code == FINE
     assert sorted(path.name for path in out.iterdir()) == [
         "account.yaml",
@@ -148,7 +148,7 @@ def test_nothing_is_written_where_it_is_refused(tmp_path: Path, capsys: pytest.C
 def test_rendering_loads_nothing_heavy(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom orchestrator import cli\n"
-        f"assert cli.main(['k8s', 'render', {str(RECIPES / 'ppo-8b-gpu.yaml')!r}, *{SHARED!r}, '-o', {str(tmp_path / 'k')!r}]) == 0\n"
+        f"assert cli.main(['k8s', 'render', {str(RECIPES / 'ppo-8b-8gpu.yaml')!r}, *{SHARED!r}, '-o', {str(tmp_path / 'k')!r}]) == 0\n"
         "print([name for name in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers') if name in sys.modules])\n"
     )
     done = subprocess.run(
@@ -256,7 +256,7 @@ QUEUED = ("cluster.kubernetes.scheduler=kueue", "cluster.kubernetes.queue=q")
 
 def test_every_ppo_run_has_few_enough_kinds_of_pods_for_kueue() -> None:
     apart = ("reference.placement.group=reference", "reward.functions=[{function: 'm:f'}]")
-    found = render(load_config(RECIPES / "ppo-8b-gpu.yaml", (*SHARED, *QUEUED, *apart)), as_job=True)
+    found = render(load_config(RECIPES / "ppo-8b-8gpu.yaml", (*SHARED, *QUEUED, *apart)), as_job=True)
     assert len(found.nodes) == 7, "head, five groups on GPUs, one without; the submitter is Kueue's eighth"
 
 
