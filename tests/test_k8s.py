@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator import cli
 from orchestrator.kubernetes.folder import MARK
 from orchestrator.kubernetes.pods import HOME, USER_ID, WORK_DIR
 from tests.orchestrator.kubernetes.validation import errors, privileges, templates
@@ -81,6 +82,16 @@ def test_the_namespace_enforces_the_strictest_standard() -> None:
 def test_files_that_are_made_say_so() -> None:
     for path in (K8S / "overlays").rglob("*.yaml"):
         assert path.read_text().startswith(f"{MARK}\n"), path
+
+
+def test_the_pages_example_gives_the_pages_pods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my-run.yaml").write_text(example.replace("base: ", f"base: {ROOT}/"))
+    assert cli.main(["k8s", "render", str(tmp_path / "my-run.yaml"), "-o", str(tmp_path / "out")]) == 0
+    shown = [line.rstrip() for line in capsys.readouterr().out.split("\n\n")[0].splitlines()]
+    assert "\n".join(shown) in page
+    assert (tmp_path / "out" / "run.yaml").is_file()
 
 
 # -------------------------------------------------------------------------------------------------------------- dashboard

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from configs.schema.base import NonNegativeInt, PositiveInt, Section, refuse
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=63)]
 """Of an object or namespace: a DNS label."""
-ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$", max_length=253)]
 """Of an object whose name may have dots: a Secret, a claim, a service account."""
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 
@@ -51,8 +51,8 @@ class KubernetesGroupConfig(Section):
 class KubernetesConfig(Section):
     """What the manifests say beside what follows from the plan."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")] | None = None
-    """Name of the run's objects; where it is not given, the last part of `run.dir`."""
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=40)] | None = None
+    """Name of the run's objects, at most 40 characters; where it is not given, the last part of `run.dir`."""
     namespace: Name = "preceptor"
     """Namespace of all objects; it must exist."""
     image: str | None = None
@@ -87,7 +87,7 @@ class KubernetesConfig(Section):
     """Longest time of the whole run with its tries, in seconds."""
     ttl_s: NonNegativeInt = 3600
     """Time in seconds that a finished run's pods stay."""
-    operator_namespace: Name = "kuberay-system"
+    operator_namespace: Name = "ray-system"
     """Namespace of the KubeRay operator, which must reach the head."""
     metrics: Literal["annotations", "pod_monitor"] = "annotations"
     """How Prometheus finds the pods: annotations, or a PodMonitor of the Prometheus operator."""

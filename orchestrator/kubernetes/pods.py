@@ -19,17 +19,25 @@ USER_ID = 1000
 METRICS_PORT, DASHBOARD_PORT, GCS_PORT, AGENT_PORT = 8080, 8265, 6379, 52365
 RUN_LABEL, PART_LABEL = "preceptor/run", "preceptor/part"
 NODE_PART, SUBMITTER_PART = "node", "submitter"
+STOP_WAIT_S = 1800
+"""That Ray's job server waits for a stopped job's end before it kills it: the step ends, a checkpoint is written. Ray's own are 3 s."""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def node_template(group: NodeGroup, kubernetes: KubernetesConfig, name: str, config_map: str) -> Object:
     """A Ray node's pod template."""
     head = group.name == HEAD_GROUP
+    environment = {
+        "HOME": HOME,
+        **QUIET,
+        **({"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)} if head else {}),
+        **kubernetes.env,
+    }
     container = {
         "name": "ray-head" if head else "ray-worker",
         "image": kubernetes.image,
         "workingDir": WORK_DIR,
-        "env": [{"name": key, "value": value} for key, value in {"HOME": HOME, **QUIET, **kubernetes.env}.items()],
+        "env": _variables(environment),
         "envFrom": [{"secretRef": {"name": secret}} for secret in kubernetes.secrets],
         "ports": _ports(head=head),
         "resources": _resources(group.cpus, f"{group.memory_gib}Gi", gpus=group.gpus),
@@ -50,7 +58,7 @@ def submitter_template(kubernetes: KubernetesConfig, name: str) -> Object:
     container = {
         "name": "ray-job-submitter",
         "image": kubernetes.image,
-        "env": [{"name": key, "value": value} for key, value in {"HOME": HOME, **QUIET}.items()],
+        "env": _variables({"HOME": HOME, **QUIET}),
         "resources": _resources(1, "1Gi"),
         "securityContext": _container_security(),
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "home", "mountPath": HOME}],
@@ -107,6 +115,10 @@ def _pod_spec(kubernetes: KubernetesConfig, name: str, containers: list[Object],
         "containers": containers,
         "volumes": volumes,
     }
+
+
+def _variables(values: dict[str, str]) -> list[Object]:
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def _container_security() -> Object:

@@ -119,6 +119,13 @@ def test_a_job_goes_on_when_it_is_tried_again() -> None:
     assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"], spec["shutdownAfterJobFinishes"]) == (5, 3600, True)
 
 
+def test_a_stopped_job_has_time_to_write_a_checkpoint() -> None:
+    """Ray's job server, on the head, kills a stopped driver after 3 s unless its environment says otherwise."""
+    spec = ray_object(rendered("bandit", *SHARED))["spec"]["rayClusterSpec"]
+    head = {one["name"]: one["value"] for one in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
+    assert int(head["RAY_JOB_STOP_WAIT_TIME_S"]) >= 600
+
+
 def test_ranks_find_their_pods() -> None:
     """Each group's pods have the Ray resource that the config in the manifests asks for."""
     found = rendered("ppo-8b-8gpu", *SHARED, "cluster.groups={critic: {resource: big}}")
@@ -257,5 +264,5 @@ def test_images_are_pinned(image: str, fine: bool) -> None:
     if fine:
         assert container_of(ray_object(rendered("bandit", *overrides)))["image"] == image
     else:
-        with pytest.raises(ConfigError, match="cluster.kubernetes.image: got"):
+        with pytest.raises(ConfigError, match=r"cluster\.kubernetes\.image: got"):
             rendered("bandit", *overrides)

@@ -46,11 +46,11 @@ def test_the_pods_read_the_config_that_was_rendered(recipe: str, tmp_path: Path)
     assert (read.cluster.address, read.cluster.kubernetes) == ("auto", KubernetesConfig())
     stages = [(config, read)]
     if isinstance(config, Pipeline) and isinstance(read, Pipeline):
-        stages = list(zip(config.stages.values(), read.stages.values(), strict=True))  # type: ignore[arg-type]
+        stages = list(zip(config.stages.values(), read.stages.values(), strict=True))
     for before, after in stages:
         assert make_plan(before, None) == make_plan(after, None)  # type: ignore[arg-type]
         # beyond where it runs nothing is changed
-        without = {"run": {"dir"}, "cluster": {"address", "groups", "kubernetes"}, "stages": True}
+        without: dict[str, Any] = {"run": {"dir"}, "cluster": {"address", "groups", "kubernetes"}, "stages": True}
         assert before.model_dump(exclude=without) == after.model_dump(exclude=without)
         assert after.cluster.address == "auto"
 
