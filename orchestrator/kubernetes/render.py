@@ -1,8 +1,9 @@
 """From a config to manifests: the same plan as `run` makes, checked against what Kubernetes needs, and the config that the pods read.
 
 The config in the manifests is the resolved one, with what follows from where it runs: `cluster.address` is `auto`, `run.dir` is absolute,
-and each group names the Ray resource of its pods (`cluster.groups.NAME.resource`), so that its ranks go there. `cluster.kubernetes` is left
-out: a run goes on with a newer image or larger pods, and its config is still its config.
+each group names the Ray resource of its pods (`cluster.groups.NAME.resource`), so that its ranks go there, and ranks whose threads are not
+given get their share of their pod's cores: what a run would take is their share of all pods' cores. `cluster.kubernetes` is left out: a run
+goes on with a newer image, and its config is still its config.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from configs.errors import ConfigError, Problem
 from configs.load import dump_config
 from configs.schema import Config, Pipeline, Stage
 from configs.schema.kubernetes import PINNED_TEXT, KubernetesConfig
+from configs.schema.ppo import PPOStage
+from configs.schema.rank import RankStage
 from configs.schema.run import ClusterConfig
 from orchestrator.kubernetes.manifests import Run, files_of
 from orchestrator.kubernetes.nodes import NodeGroup, Staged, node_groups, resource_of
 from orchestrator.kubernetes.pods import WORK_DIR, Object
 from orchestrator.plan import make_plan
+from orchestrator.plan_records import RolePlan
 
 KUEUE_POD_SETS = 8
 """Kueue's limit of kinds of pods in one workload: head, submitter and worker groups."""
@@ -63,21 +67,26 @@ def render(config: Config, *, as_job: bool) -> Rendered:
         name=name,
         kubernetes=kubernetes,
         nodes=nodes,
-        config_text=dump_config(in_cluster(config, staged)),
+        config_text=dump_config(in_cluster(config, staged, nodes)),
         as_job=as_job,
     )
     return Rendered(name=run.name, namespace=kubernetes.namespace, nodes=nodes, files=files_of(run))
 
 
-def in_cluster(config: Config, staged: Staged) -> Config:
+def in_cluster(config: Config, staged: Staged, nodes: tuple[NodeGroup, ...]) -> Config:
     """The config as the pods read it."""
     values = config.model_dump()
     values["run"]["dir"] = _absolute(config.run.dir)
     resources = {group.name: resource_of(group, config.cluster) for _, plan in staged for group in plan.groups.values()}
     _joined(values["cluster"], resources)
-    for name, stage in values.get("stages", {}).items():
-        stage["run"]["dir"] = f"{values['run']['dir']}/{name}"
-        _joined(stage["cluster"], resources)
+    if isinstance(config, Pipeline):
+        for name, stage in values["stages"].items():
+            stage["run"]["dir"] = f"{values['run']['dir']}/{name}"
+            _joined(stage["cluster"], resources)
+    pods = {name: group for group in nodes for name in group.holds}
+    for section, (stage, plan) in zip(values.get("stages", {"": values}).values(), staged, strict=True):
+        for role in plan.roles.values():
+            _give_threads(section, stage, role, pods[role.group])
     return type(config).model_validate(values)
 
 
@@ -85,6 +94,31 @@ def _joined(cluster: dict[str, Any], resources: Mapping[str, str]) -> None:
     cluster |= {"address": "auto", "kubernetes": {}}
     for name, resource in resources.items():
         cluster["groups"].setdefault(name, {})["resource"] = resource
+
+
+def _give_threads(values: dict[str, Any], stage: Stage, role: RolePlan, pod: NodeGroup) -> None:
+    """Sets a role's threads where they are not given: the cores of a pod for each of its GPUs, or for each of the role's ranks."""
+    path = _threads_path(stage, role.role)
+    if path is None:
+        return
+    *sections, last = path
+    for name in sections:
+        values = values[name]
+    if values[last] is None:
+        values[last] = max(1, pod.cpus // (pod.gpus if role.gpus_per_rank else role.num_ranks))
+
+
+def _threads_path(stage: Stage, role: str) -> tuple[str, ...] | None:
+    """The key that says how many threads a rank of the role has; None where it has one in any case."""
+    if role == "rollout":
+        return ("rollout", "threads_per_engine")
+    if isinstance(stage, RankStage):
+        return None
+    if not isinstance(stage, PPOStage):
+        return ("model", "placement", "threads_per_rank")
+    if role == "reward":
+        return ("reward", "model", "placement", "threads_per_rank")
+    return (role, "placement", "threads_per_rank") if role in ("policy", "critic", "reference") else None
 
 
 # ------------------------------------------------------------------------------------------------------------------- checks

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from configs.schema.kubernetes import KubernetesConfig
 from orchestrator import cli
 from orchestrator.commands.base import BAD_INPUT, FINE
 from orchestrator.kubernetes.render import render
-from orchestrator.plan import make_plan
+from orchestrator.plan import Machine, make_plan
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "configs" / "recipes"
@@ -48,19 +50,50 @@ def test_the_pods_read_the_config_that_was_rendered(recipe: str, tmp_path: Path)
     if isinstance(config, Pipeline) and isinstance(read, Pipeline):
         stages = list(zip(config.stages.values(), read.stages.values(), strict=True))
     for before, after in stages:
-        assert make_plan(before, None) == make_plan(after, None)  # type: ignore[arg-type]
+        assert without_threads(make_plan(before, None)) == without_threads(make_plan(after, None))  # type: ignore[arg-type]
         # beyond where it runs nothing is changed
         without: dict[str, Any] = {"run": {"dir"}, "cluster": {"address", "groups", "kubernetes"}, "stages": True}
-        assert before.model_dump(exclude=without) == after.model_dump(exclude=without)
+        assert without_threads(before.model_dump(exclude=without)) == without_threads(after.model_dump(exclude=without))
         assert after.cluster.address == "auto"
 
 
-def test_a_newer_image_or_larger_pods_leave_the_config_as_it_is() -> None:
+def without_threads(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if not isinstance(value, dict):
+        return value
+    return {key: without_threads(one) for key, one in value.items() if not key.startswith("threads")}
+
+
+def threads(recipe: str, *overrides: str) -> dict[str, int]:
+    """Of each rank, by role, when the run plans on its Ray cluster."""
+    found = render(load_config(RECIPES / f"{recipe}.yaml", (*SHARED, *overrides)), as_job=True)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(found.files["config.yaml"][0]["data"]["config.yaml"])
+        config = load_config(path)
+    assert not isinstance(config, Pipeline)
+    # what Ray counts: the head has none
+    cores = sum(group.replicas * group.cpus for group in found.nodes if group.name != "head")
+    gpus = sum(group.num_gpus for group in found.nodes)
+    plan = make_plan(config, Machine(num_cpus=cores, num_gpus=gpus, where="Ray"))
+    return {name: role.threads for name, role in plan.roles.items()}
+
+
+def test_ranks_have_their_share_of_their_own_pod() -> None:
+    # 8 cores for each GPU; of 512 in all, 8 ranks would else take 64 each, on one pod of 64
+    assert set(threads("ppo-70b-64gpu").values()) == {8}
+    assert threads("ppo-70b-64gpu", "critic.placement.threads_per_rank=3")["critic"] == 3
+    bandit = threads("bandit", "cluster.kubernetes.groups={cpu: {cpus: 6}}", "policy.placement.num_ranks=2")
+    assert (bandit["policy"], bandit["rollout"], bandit["reward_function_0"]) == (3, 6, 1)
+
+
+def test_a_newer_image_or_a_larger_head_leaves_the_config_as_it_is() -> None:
     texts = {
         render(load_config(RECIPES / "bandit.yaml", (*SHARED, *more)), as_job=True).files["config.yaml"][0]["metadata"][
             "name"
         ]
-        for more in ((), ("cluster.kubernetes.image=b:2",), ("cluster.kubernetes.groups.cpu.cpus=9",))
+        for more in ((), ("cluster.kubernetes.image=b:2",), ("cluster.kubernetes.groups.head.cpus=9",))
     }
     other = render(load_config(RECIPES / "bandit.yaml", (*SHARED, "run.seed=7")), as_job=True)
     assert len(texts) == 1
