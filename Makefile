@@ -53,6 +53,12 @@ clean:
 distclean: clean
 	rm -rf .venv .venv-tools
 
+.PHONY: k8s
+
+# make k8s         k8s/overlays and the Grafana dashboard, from the recipes (docs/kubernetes.md)
+k8s: setup
+	$(PY) -m tools.make_k8s
+
 # --- Runs that take longer than a test (each depends on setup) ---
 
 .PHONY: demo bench-demo bench real

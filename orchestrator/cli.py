@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.commands import gpus, looking, training
+from orchestrator.commands import gpus, kubernetes, looking, training
 from orchestrator.commands.base import BAD_INPUT, FAILED, FINE, INTERRUPTED, BadInput, Commands
 
-COMMANDS = (training, looking, gpus)
+COMMANDS = (training, looking, gpus, kubernetes)
 PACKAGES = ("configs", "actors", "orchestrator")
 
 EXAMPLES = """examples:

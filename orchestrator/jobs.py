@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,38 @@ def run(config: Config, *, overrides_text: Sequence[str], progress: Progress) ->
     ):
         write_whole(run_dir / "overrides.json", json.dumps(list(overrides_text)).encode())
         _run_stages(config, run_dir, progress)
+
+
+def run_or_resume(config: Config, *, overrides_text: Sequence[str], progress: Progress) -> None:
+    """Runs a config, or goes on where `run.dir` holds its run already: what is tried again by a machine does not know which.
+
+    Raises:
+        UserError: where `run.dir` holds the run of another config; and as `run` and `resume` do.
+    """
+    try:
+        folder = require_run(config.run.dir)
+    except UserError:
+        run(config, overrides_text=overrides_text, progress=progress)
+        return
+    begun = load_config(folder / CONFIG_FILE)
+    if begun != config:
+        keys = list(_differing(begun.model_dump(), config.model_dump()))
+        listed = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+        raise UserError(
+            f"run.dir: {folder} holds the run of another config, which differs in {listed}; allowed: a new or empty folder, or one that "
+            "holds the run of this very config"
+        )
+    progress.note(f"{folder} holds this run: it goes on")
+    resume(config.run.dir, progress)
+
+
+def _differing(before: object, now: object, key: str = "") -> Iterator[str]:
+    """Keys of the values that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys((*before, *now)):
+            yield from _differing(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+    elif before != now:
+        yield key
 
 
 def resume(run_dir: str, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from orchestrator import cli
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "README.zh.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 CALLS = ("preceptor ", "python -m orchestrator ")
-FOLDERS = ("actors", "benchmarks", "configs", "docs", "examples", "locks", "orchestrator", "tests", "tools")
+FOLDERS = ("actors", "benchmarks", "configs", "docs", "examples", "k8s", "locks", "orchestrator", "tests", "tools")
 
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")

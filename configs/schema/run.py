@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from configs.schema.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from configs.schema.kubernetes import KubernetesConfig
 
 TrackerName = Literal["tensorboard", "wandb"]
 
@@ -60,6 +61,8 @@ class ClusterConfig(Section):
     """What one GPU costs an hour, in any currency; the plan then shows what the run costs."""
     groups: dict[str, GroupConfig] = Field(default_factory=dict)
     """Name of a placement group to where it goes; groups that are not named here go anywhere."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    """What `preceptor k8s render` writes into manifests beside what follows from the plan."""
     num_cpus: PositiveInt | None = None
     """CPU cores to use of this machine; all where it is not given. More than there are is refused."""
     placement_timeout_s: PositiveFloat = 60.0

@@ -20,6 +20,11 @@ def register(commands: Commands) -> None:
     run.add_argument(
         "--dry-run", action="store_true", help="check config, plan, data, models and run directory; start nothing"
     )
+    run.add_argument(
+        "--resume-if-begun",
+        action="store_true",
+        help="go on where run.dir holds the run of this very config: for schedulers that try again",
+    )
     add_config(run)
     run.set_defaults(resumable=True)
     resume = commands.add("resume", _resume, "continue a run from its run directory")
@@ -58,8 +63,9 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     from orchestrator.progress import Progress
 
+    start = jobs.run_or_resume if arguments.resume_if_begun else jobs.run
     with Progress() as progress:
-        jobs.run(config, overrides_text=arguments.overrides, progress=progress)
+        start(config, overrides_text=arguments.overrides, progress=progress)
 
 
 def _resume(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,268 @@
+"""Every manifest is valid, asks for what the plan says, pins its image and has no privilege; and the checks that say so can fail."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from configs.errors import ConfigError
+from configs.load import load_config
+from configs.schema import Pipeline
+from configs.schema.kubernetes import PINNED
+from orchestrator.kubernetes.folder import text_of
+from orchestrator.kubernetes.render import Rendered, render
+from orchestrator.plan import make_plan, num_gpus
+from tests.orchestrator.kubernetes.validation import core_errors, crd_validator, errors, privileges, templates
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPES = sorted(path.stem for path in (ROOT / "configs" / "recipes").glob("*.yaml"))
+SHARED = ("cluster.kubernetes.image=registry/preceptor:1.0", "cluster.kubernetes.runs_claim=runs")
+EVERYTHING = (
+    *SHARED,
+    "cluster.kubernetes.image_pull_secrets=[registry]",
+    "cluster.kubernetes.service_account=trainer",
+    "cluster.kubernetes.scheduler=volcano",
+    "cluster.kubernetes.queue=research",
+    "cluster.kubernetes.secrets=[hub, tracker]",
+    "cluster.kubernetes.env={HF_HOME: /opt/preceptor/runs/hub, ANSWER: 'yes'}",
+    "cluster.kubernetes.auth_secret=ray-token",
+    "cluster.kubernetes.prepare=[python, -m, tools.make_demo, runs/demo-inputs]",
+    "cluster.kubernetes.groups={head: {cpus: 8, node_selector: {pool: system}}}",
+    "cluster.kubernetes.deadline_s=86400",
+    "cluster.kubernetes.metrics=pod_monitor",
+    "cluster.kubernetes.egress=[10.0.0.0/8, 0.0.0.0/0]",
+)
+
+
+def rendered(recipe: str, *overrides: str, as_job: bool = True) -> Rendered:
+    return render(load_config(ROOT / "configs" / "recipes" / f"{recipe}.yaml", overrides), as_job=as_job)
+
+
+def ray_object(found: Rendered) -> dict[str, Any]:
+    (thing,) = (one for objects in found.files.values() for one in objects if one["apiVersion"] == "ray.io/v1")
+    return thing
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_gives_valid_manifests_without_privilege(recipe: str) -> None:
+    found = rendered(recipe, *SHARED)
+    for name, objects in found.files.items():
+        # what a cluster would read, not what was meant to be written
+        read = list(yaml.safe_load_all(text_of(objects)))
+        assert read == objects
+        assert [error for thing in read for error in errors(thing)] == [], name
+    for pod in templates(ray_object(found)):
+        assert privileges(pod) == []
+        for container in (*pod["spec"]["containers"], *pod["spec"].get("initContainers", ())):
+            assert PINNED.fullmatch(container["image"])
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_pods_have_the_plans_gpus(recipe: str) -> None:
+    config = load_config(ROOT / "configs" / "recipes" / f"{recipe}.yaml", SHARED)
+    stages = config.stages.values() if isinstance(config, Pipeline) else (config,)
+    plans = [make_plan(stage, None) for stage in stages]
+    groups = ray_object(render(config, as_job=True))["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    asked = {
+        group["groupName"]: group["replicas"]
+        * int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
+        for group in groups
+    }
+    wanted: dict[str, int] = {}
+    for plan in plans:
+        for group in plan.groups.values():
+            if group.gpus_per_bundle:
+                total = group.num_bundles * group.gpus_per_bundle
+                wanted[group.name] = max(total, wanted.get(group.name, 0))
+    assert {name: gpus for name, gpus in asked.items() if gpus} == {
+        name.replace("_", "-").lower(): gpus for name, gpus in wanted.items()
+    }
+    if len(plans) == 1:
+        assert sum(asked.values()) == num_gpus(plans[0])
+    assert all(group["replicas"] == group["minReplicas"] == group["maxReplicas"] for group in groups)
+
+
+@pytest.mark.parametrize("as_job", [True, False])
+def test_every_option_gives_valid_manifests(as_job: bool) -> None:
+    found = rendered("ppo-8b-8gpu", *EVERYTHING, as_job=as_job)
+    objects = [thing for things in found.files.values() for thing in things]
+    assert [error for thing in objects for error in errors(thing)] == []
+    thing = ray_object(found)
+    assert thing["kind"] == ("RayJob" if as_job else "RayCluster")
+    spec = thing["spec"]["rayClusterSpec"] if as_job else thing["spec"]
+    assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+    assert thing["metadata"]["labels"]["volcano.sh/queue-name"] == "research"
+    head = spec["headGroupSpec"]["template"]
+    assert (head["spec"]["nodeSelector"], head["spec"]["initContainers"][0]["command"][:2]) == (
+        {"pool": "system"},
+        ["python", "-m"],
+    )
+    assert head["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": name}} for name in ("hub", "tracker")]
+    assert {"name": "ANSWER", "value": "yes"} in head["spec"]["containers"][0]["env"]
+    assert "annotations" not in head["metadata"]
+    assert {"ServiceAccount"} & {thing["kind"] for thing in objects} == set()
+    assert [thing["kind"] for thing in found.files["monitor.yaml"]] == ["PodMonitor"]
+
+
+def test_a_job_goes_on_when_it_is_tried_again() -> None:
+    spec = ray_object(rendered("bandit", *SHARED, "cluster.kubernetes.retries=5"))["spec"]
+    assert spec["entrypoint"] == "python -m orchestrator run /etc/preceptor/config.yaml --resume-if-begun"
+    assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"], spec["shutdownAfterJobFinishes"]) == (5, 3600, True)
+
+
+def test_a_stopped_job_has_time_to_write_a_checkpoint() -> None:
+    """Ray's job server, on the head, kills a stopped driver after 3 s unless its environment says otherwise."""
+    spec = ray_object(rendered("bandit", *SHARED))["spec"]["rayClusterSpec"]
+    head = {one["name"]: one["value"] for one in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
+    assert int(head["RAY_JOB_STOP_WAIT_TIME_S"]) >= 600
+
+
+def test_ranks_find_their_pods() -> None:
+    """Each group's pods have the Ray resource that the config in the manifests asks for."""
+    found = rendered("ppo-8b-8gpu", *SHARED, "cluster.groups={critic: {resource: big}}")
+    config = yaml.safe_load(found.files["config.yaml"][0]["data"]["config.yaml"])
+    asked = {name: group["resource"] for name, group in config["cluster"]["groups"].items()}
+    assert asked == {
+        "critic": "big",
+        "policy": "preceptor-policy",
+        "rollout": "preceptor-rollout",
+        "scorers": "preceptor-scorers",
+    }
+    groups = ray_object(found)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for group in groups:
+        (text,) = shlex.split(group["rayStartParams"]["resources"])
+        assert json.loads(text) == {asked[group["groupName"]]: 1}
+
+
+def test_shared_memory_is_the_plans() -> None:
+    small, large = (
+        ray_object(rendered("ppo-8b-8gpu", *SHARED, f"ppo.prompts_per_step={number}", "rollout.responses_per_prompt=8"))
+        for number in (256, 4096)
+    )
+    sizes = []
+    for thing in (small, large):
+        group = thing["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+        (shm,) = (one for one in group["template"]["spec"]["volumes"] if one["name"] == "shm")
+        container = group["template"]["spec"]["containers"][0]
+        assert shm["emptyDir"]["medium"] == "Memory"
+        gib = int(shm["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+        # of it, one GiB is for NCCL and torch; and it counts as the container's memory
+        assert int(group["rayStartParams"]["object-store-memory"]) == (gib - 1) * 2**30
+        assert gib < int(container["resources"]["limits"]["memory"].removesuffix("Gi"))
+        sizes.append(gib)
+    # 4096 x 8 answers of 2048 tokens x 96 bytes are 6 GiB, 4 pieces of 256 MiB 1 GiB, and 1 GiB is to spare
+    assert sizes == [4, 8]
+
+
+def test_a_gpu_kind_chooses_its_nodes() -> None:
+    found = rendered("ppo-8b-8gpu", *SHARED, "cluster.gpu=h100-80gb", "cluster.groups={rollout: {gpu: l40s}}")
+    groups = ray_object(found)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    chosen = {group["groupName"]: group["template"]["spec"].get("nodeSelector") for group in groups}
+    assert chosen["policy"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    assert chosen["rollout"] == {"nvidia.com/gpu.product": "NVIDIA-L40S"}
+    assert groups[0]["template"]["spec"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    ]
+
+
+def test_only_what_must_reach_a_run_reaches_it() -> None:
+    policy, budget = rendered("ppo-8b-8gpu", *SHARED, "cluster.kubernetes.egress=[10.1.0.0/16]").files["guards.yaml"]
+    assert policy["spec"]["podSelector"]["matchLabels"] == {"preceptor/run": "ppo-8b"}
+    ports = [[port["port"] for port in rule.get("ports", [])] for rule in policy["spec"]["ingress"]]
+    assert ports == [[], [8265], [8080]]
+    assert policy["spec"]["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"preceptor/run": "ppo-8b"}}}]
+    assert policy["spec"]["egress"][-1] == {
+        "to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
+        "ports": [{"port": 443, "protocol": "TCP"}],
+    }
+    assert budget["spec"]["minAvailable"] == 5, "the head and four groups of one pod"
+
+
+def test_kueue_holds_the_whole_job_by_its_label() -> None:
+    thing = ray_object(rendered("bandit", *SHARED, "cluster.kubernetes.scheduler=kueue", "cluster.kubernetes.queue=q"))
+    assert thing["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
+    assert thing["spec"]["shutdownAfterJobFinishes"] is True, "Kueue's webhook asks for it"
+
+
+# ------------------------------------------------------------------------------------------------- the checks can fail
+
+PLANTED: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
+    ("backofLimit", lambda job: job["spec"].update(backofLimit=1)),
+    ("rayVersoin", lambda job: job["spec"]["rayClusterSpec"].update(rayVersoin="2")),
+    ("replica", lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].update(replica=1)),
+    ("nodeselector", lambda job: next(templates(job))["spec"].update(nodeselector={})),
+    ("readOnlyRoot", lambda job: container_of(job)["securityContext"].update(readOnlyRoot=True)),
+    ("port", lambda job: container_of(job)["ports"][0].update(port=1)),
+    ("'two' is not of type 'integer'", lambda job: job["spec"].update(backoffLimit="two")),
+]
+
+
+def container_of(job: dict[str, Any]) -> dict[str, Any]:
+    container: dict[str, Any] = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+@pytest.mark.parametrize(("named", "plant"), PLANTED, ids=[name for name, _ in PLANTED])
+def test_a_misspelt_field_of_a_job_fails(named: str, plant: Callable[[dict[str, Any]], Any]) -> None:
+    thing = copy.deepcopy(ray_object(rendered("bandit", *SHARED)))
+    assert list(crd_validator("RayJob").iter_errors(thing)) == []
+    plant(thing)
+    found = [error.message for error in crd_validator("RayJob").iter_errors(thing)]
+    assert len(found) == 1
+    assert re.search(rf"\b{re.escape(named)}|{re.escape(named)}", found[0])
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "account.yaml", "guards.yaml"])
+def test_a_misspelt_field_of_a_core_object_fails(file: str) -> None:
+    for thing in rendered("bandit", *SHARED).files[file]:
+        assert core_errors(thing) == []
+        wrong = {**thing, "metadat": {}}
+        assert all("metadat" in error for error in core_errors(wrong))
+        assert core_errors(wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"privileged": True}, "privileged"),
+        ({"allowPrivilegeEscalation": True}, "escalation"),
+        ({"capabilities": {"add": ["SYS_ADMIN"]}}, "capabilities"),
+        ({"runAsUser": 0}, "root"),
+        ({"readOnlyRootFilesystem": False}, "writable root"),
+        ({"seccompProfile": {"type": "Unconfined"}}, "seccomp"),
+    ],
+)
+def test_a_privilege_is_found(change: dict[str, Any], found: str) -> None:
+    pod = copy.deepcopy(list(templates(ray_object(rendered("bandit", *SHARED))))[1])
+    pod["spec"]["containers"][0]["securityContext"].update(change)
+    assert privileges(pod) == [f"ray-head: {found}"]
+
+
+@pytest.mark.parametrize(
+    ("image", "fine"),
+    [
+        ("registry.example.com:5000/a/b:1.2.3", True),
+        (f"a/b@sha256:{'0' * 64}", True),
+        ("a/b:latest-2026", True),
+        ("a/b:latest", False),
+        ("a/b", False),
+        ("registry:5000/a/b", False),
+        ("a/b@sha256:1234", False),
+    ],
+)
+def test_images_are_pinned(image: str, fine: bool) -> None:
+    overrides = (*SHARED, f"cluster.kubernetes.image={image}")
+    if fine:
+        assert container_of(ray_object(rendered("bandit", *overrides)))["image"] == image
+    else:
+        with pytest.raises(ConfigError, match=r"cluster\.kubernetes\.image: got"):
+            rendered("bandit", *overrides)
