@@ -222,11 +222,19 @@ def left_out(working_dir: Path, path: Path) -> bool:
     from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
     root, path = working_dir.absolute(), path.absolute()
-    # patterns name what is in a folder, or the folder
-    inside = next((file for file in path.rglob("*") if file.is_file()), path) if path.is_dir() else path
-    folders = [root, *(folder for folder in path.parents if folder.is_relative_to(root) and folder != root)]
-    excluded = [match for folder in folders for match in get_excludes_from_ignore_files(folder, True)]
-    return any(match(part) for match in excluded for part in (path, inside))
+    if not path.is_relative_to(root):
+        return True
+    above = [folder for folder in path.parents if folder.is_relative_to(root)]
+    # a pattern names a folder, or what is in it; what lies in a folder that is left out is left out
+    inside = [file for file in path.rglob("*") if file.is_file()][:1] if path.is_dir() else []
+    named = [*(folder for folder in above if folder != root), path, *inside]
+    return any(
+        match(one)
+        for folder in above
+        for match in get_excludes_from_ignore_files(folder, True)
+        for one in named
+        if one.is_relative_to(folder)
+    )
 
 
 @contextmanager

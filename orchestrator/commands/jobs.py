@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from orchestrator.ray_jobs import JobState, RayJobs
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+CHATTY = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers of Ray's client that tell of every upload and of every closed connection."""
 STOP_S = 960.0
 """Longest wait for a stopped job to end: somewhat more than `cluster.stop_timeout_s` gives it by default."""
 
@@ -146,8 +152,8 @@ def _cluster(arguments: argparse.Namespace) -> RayJobs:
 
     from orchestrator.ray_jobs import RayJobs
 
-    # Ray's client tells of every upload and of every closed connection
-    logging.disable(logging.INFO)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     given = [arguments.address, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS")]
     # RAY_ADDRESS may also name what drivers join, which answers no job client
     usable = [address for address in given[1:] if address and address.startswith(("http://", "https://"))]
