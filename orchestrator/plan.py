@@ -317,7 +317,11 @@ def describe_plan(plan: Plan) -> RenderableType:
 
 
 def _arithmetic(plan: Plan) -> list[str]:
-    total = f"GPUs {num_gpus(plan)}, placement groups {len(plan.groups)}"
+    laid = [
+        f"{group.name} {group.strategy.lower()}{f' on {group.resource}' if group.resource else ''}"
+        for group in plan.groups.values()
+    ]
+    total = f"GPUs {num_gpus(plan)}, placement groups {len(plan.groups)}: {', '.join(laid)}"
     if isinstance(plan, RankPlan):
         return [f"step: {plan.prompts_per_wave} prompts x {plan.answers_per_prompt} answers, ranked", total]
     if isinstance(plan, ComparePlan):

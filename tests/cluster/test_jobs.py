@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ def test_the_demo_runs_as_it_is_typed_and_stops_with_a_checkpoint(cluster: Start
         return steps_committed(stage) >= 2
 
     until(stepping, "two steps", timeout_s=START_S, every_s=0.2)
+    leave_while_following(cluster, job)
     # Ray's own command, which kills what has not ended after 3 s, unless the run has asked for more
     subprocess.run(
         [Path(sys.executable).parent / "ray", "job", "stop", "--address", cluster.dashboard, "--no-wait", job],
@@ -56,6 +58,24 @@ def test_the_demo_runs_as_it_is_typed_and_stops_with_a_checkpoint(cluster: Start
     assert f"Go on with: preceptor resume {cluster.runs}/runs/demo" in log
     steps = steps_committed(stage)
     assert (stage / "checkpoints" / f"{steps:08d}" / "manifest.json").exists(), log
+
+
+def leave_while_following(cluster: Started, job: str) -> None:
+    """Ctrl-C ends the watching and not the job."""
+    watching = subprocess.Popen(
+        [sys.executable, "-u", "-m", "orchestrator", "logs", job, "--follow", "--address", cluster.dashboard],
+        cwd=cluster.project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    assert watching.stdout.readline() != ""
+    watching.send_signal(signal.SIGINT)
+    out, err = watching.communicate(timeout=60)
+    assert (watching.returncode, err) == (130, "preceptor: interrupted\n"), out
+    assert out.endswith(f"\njob {job} goes on without you; `preceptor stop {job}` stops it\n")
+    assert RayJobs(cluster.dashboard).state(job).status == "RUNNING"
 
 
 SECRET = "a-value-that-nobody-may-see"

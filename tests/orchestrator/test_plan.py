@@ -256,6 +256,6 @@ def test_a_plan_in_words() -> None:
         "step: 10 prompts x 2 responses = 20 trajectories in 3 waves of 4 or 2 prompts",
         "update: 20 trajectories a minibatch, 2 updates a step (2 epochs), 20 in the run (20 of the policy)",
         "reference: yes, weight sync: ipc",
-        "GPUs 2, placement groups 1",
+        "GPUs 2, placement groups 1: all pack",
     ]
     assert '"sync_channel": "ipc"' in plan_json(plan_of(config, NODE))
