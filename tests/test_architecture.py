@@ -35,10 +35,12 @@ OWNERS = {
     "deepspeed": {"actors/engine/**"},
     "ray": {
         "actors/group.py",
+        "actors/placement.py",
         "actors/policy.py",  # the handles of the engines that it sends to
         "actors/role.py",
         "actors/weight_sync/**",
         "orchestrator/launch.py",
+        "orchestrator/ray_jobs.py",  # the job server's client
         "orchestrator/stages.py",
     },
     "vllm": {"actors/rollout_backend.py", "actors/weight_sync/**"},
