@@ -40,6 +40,7 @@ OWNERS = {
         "actors/weight_sync/**",
         "orchestrator/launch.py",
         "orchestrator/stages.py",
+        "orchestrator/trackers.py",  # Prometheus's gauges are Ray's
     },
     "vllm": {"actors/rollout_backend.py", "actors/weight_sync/**"},
 }
