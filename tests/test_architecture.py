@@ -39,6 +39,7 @@ OWNERS = {
         "actors/role.py",
         "actors/weight_sync/**",
         "orchestrator/launch.py",
+        "orchestrator/ray_jobs.py",  # the job server's client
         "orchestrator/stages.py",
         "orchestrator/trackers.py",  # Prometheus's gauges are Ray's
     },
