@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,19 +84,6 @@ class Group:
         remote = getattr(self.actors[rank], method.__name__)
         big, ref = remote.options(num_returns=2).remote(*args) if two_results else (None, remote.remote(*args))
         return Call(ref=ref, big=big, role=self.role, rank=rank, what=method.__name__)
-
-
-def place(name: str, bundles: Sequence[Mapping[str, float]], *, timeout_s: float) -> PlacementGroup:
-    """Reserves a GPU group's bundles. RoleFailed says what is lacking after `timeout_s`."""
-    # a name must be the only one of its kind in a cluster, and others may run there
-    unique = f"preceptor-{name}-{uuid.uuid4().hex[:8]}"
-    group = ray.util.placement_group([dict(bundle) for bundle in bundles], strategy="PACK", name=unique)
-    if not group.wait(timeout_seconds=timeout_s):
-        raise PreceptorError(
-            f"group {name!r} could not be placed within {timeout_s:g} s: it needs {[dict(b) for b in bundles]}, "
-            f"the cluster has {ray.cluster_resources()} of which {ray.available_resources()} are free"
-        )
-    return group
 
 
 def spawn(

@@ -79,6 +79,10 @@ class Role:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
 
+    def sees(self, path: str) -> tuple[bool, str]:
+        """Whether a file of the run is there for this rank too, and the name of its machine."""
+        return Path(path).is_file(), socket.gethostname()
+
     def peak_memory_bytes(self) -> int:
         """Peak of this process (CPU) or of its GPU's allocator (CUDA)."""
         if self.context.device == "cuda":

@@ -18,7 +18,7 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.ledger import create_only, num_committed
 from orchestrator.lineage import lineage_of, write_lineage
 from orchestrator.machine import local_machine
-from orchestrator.plan import Plan, made_by, make_plan, plan_json
+from orchestrator.plan import Plan, check_groups, made_by, make_plan, plan_json
 from orchestrator.progress import DRIVER_LOG, Progress
 from orchestrator.run_dir import (
     CONFIG_FILE,
@@ -33,6 +33,7 @@ from orchestrator.run_dir import (
     same_plan,
 )
 from orchestrator.signals import interruptible
+from orchestrator.surroundings import cluster_address, place_of_run
 from orchestrator.trackers import check_trackers, trackers
 
 
@@ -48,9 +49,10 @@ def run(config: Config, *, overrides_text: Sequence[str], progress: Progress) ->
         PreceptorError: for a run that failed.
         Stopped: where the user stopped it.
     """
+    check_groups(config)
     with (
         interruptible(),
-        new_run(config.run.dir, dump_config(config)) as run_dir,
+        new_run(place_of_run(config.run.dir), dump_config(config)) as run_dir,
         progress.log_to(run_dir / DRIVER_LOG),
     ):
         write_whole(run_dir / "overrides.json", json.dumps(list(overrides_text)).encode())
@@ -59,7 +61,7 @@ def run(config: Config, *, overrides_text: Sequence[str], progress: Progress) ->
 
 def resume(run_dir: str, progress: Progress) -> None:
     """Goes on with a run from its newest whole checkpoint and its ledger. A run that is done says so and does nothing."""
-    with interruptible(), existing_run(run_dir) as folder:
+    with interruptible(), existing_run(place_of_run(run_dir)) as folder:
         config = load_config(folder / CONFIG_FILE)
         if (folder / DONE_FILE).exists():
             progress.note(f"{folder} is finished; nothing is left to do")
@@ -156,7 +158,8 @@ def dry_run(config: Config) -> DryRun:
     """Everything that `run` checks before it starts: plan, data, models, run directory. Starts nothing and writes nothing."""
     from actors.preflight import check_ppo, check_rank, check_supervised
 
-    folder = Path(config.run.dir).absolute()
+    check_groups(config)
+    folder = Path(place_of_run(config.run.dir)).absolute()
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(
             f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {config.run.dir}` continues a run"
@@ -168,7 +171,7 @@ def dry_run(config: Config) -> DryRun:
     origins: dict[str, str] = {}
     for name, stage in stages.items():
         check_trackers(stage.run.trackers)
-        plans.append(make_plan(stage, local_machine() if stage.cluster.address is None else None))
+        plans.append(make_plan(stage, local_machine() if cluster_address(stage.cluster) is None else None))
         unmade = dict(references(stage))
         models = {key: origins[value] for key, value in unmade.items() if key != DATA_KEY}
         checked = _with_values(stage, models)
@@ -209,7 +212,7 @@ def export(run_dir: str, out: str, *, role: str | None, step: int | None, progre
     """
     from orchestrator.export import export_checkpoint, whole_folder
 
-    folder = require_run(run_dir)
+    folder = require_run(place_of_run(run_dir))
     config = load_config(folder / CONFIG_FILE)
     if isinstance(config, Pipeline):
         raise UserError(

@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from configs.errors import ConfigError
-from configs.schema import Stage, SupervisedStage
+from configs.errors import ConfigError, Problem
+from configs.schema import Config, Pipeline, Stage, SupervisedStage
 from configs.schema.compare import CompareConfig
 from configs.schema.engine import FrozenConfig, TrainerConfig
 from configs.schema.ppo import FixedKLConfig, PPOStage
@@ -31,6 +31,7 @@ from orchestrator.plan_records import (
     PPOPlan,
     RankPlan,
     RolePlan,
+    Strategy,
     SupervisedPlan,
     SyncChannel,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "RankPlan",
     "RolePlan",
     "SupervisedPlan",
+    "check_groups",
     "describe_plan",
     "logical_cpus",
     "made_by",
@@ -59,6 +61,15 @@ __all__ = [
 CPUS_PER_RANK = 0.25
 """Ray's logical CPUs that a rank asks for. They only count processes. What a rank may use is its `threads`, and roles that wait for each
 other use the same cores: asking for whole cores would leave most of a run unplaced on a small machine."""
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "pack": "PACK",
+    "spread": "SPREAD",
+    "strict_pack": "STRICT_PACK",
+    "strict_spread": "STRICT_SPREAD",
+}
+"""Of `cluster.groups.NAME.strategy`."""
 
 
 def make_plan(config: Stage | CompareConfig, machine: Machine | None) -> Plan:
@@ -91,6 +102,24 @@ def make_plan(config: Stage | CompareConfig, machine: Machine | None) -> Plan:
     return plan
 
 
+def check_groups(config: Config) -> None:
+    """Refuses names in `cluster.groups` that no stage has a group for: they would place nothing.
+
+    Raises:
+        ConfigError: naming them, and the groups that there are.
+    """
+    stages = list(config.stages.values()) if isinstance(config, Pipeline) else [config]
+    known = list(dict.fromkeys(name for stage in stages for name in make_plan(stage, None).groups))
+    named = dict.fromkeys(name for stage in stages for name in stage.cluster.groups)
+    problems = [
+        Problem(key=f"cluster.groups.{name}", got="got a group that no role is in", allowed=", ".join(known))
+        for name in named
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError("cluster.groups does not fit the roles", problems)
+
+
 def logical_cpus(plan: Plan) -> float:
     """Ray's logical CPUs that all groups of a plan ask for together."""
     return sum(group.num_bundles * group.cpus_per_bundle for group in plan.groups.values())
@@ -105,7 +134,7 @@ def _plan_ppo(config: PPOStage, cores: int | None) -> PPOPlan:
     ppo, rollout, controller = config.ppo, config.rollout, config.ppo.kl.controller
     needs_reference = not isinstance(controller, FixedKLConfig) or controller.coef > 0
     roles = _ppo_roles(config, needs_reference, cores)
-    groups = _groups(roles)
+    groups = _groups(roles, config.cluster)
     shared = len(groups[roles["rollout"].group].roles) > 1
     trajectories = ppo.prompts_per_step * rollout.responses_per_prompt
     updates = ppo.epochs * ppo.minibatches
@@ -133,7 +162,7 @@ def _plan_supervised(config: SupervisedStage, cores: int | None) -> SupervisedPl
     return SupervisedPlan(
         role=role,
         roles=roles,
-        groups=_groups(roles),
+        groups=_groups(roles, config.cluster),
         items="ranked groups" if ranked else "sequences",
         items_per_step=config.training.per_step,
     )
@@ -144,7 +173,7 @@ def _plan_rank(config: RankStage, cores: int | None) -> RankPlan:
     roles = {"rollout": engines, "annotator": _function_role("annotator", config.annotator)}
     return RankPlan(
         roles=roles,
-        groups=_groups(roles),
+        groups=_groups(roles, config.cluster),
         prompts_per_wave=config.rollout.prompts_per_wave,
         answers_per_prompt=config.rollout.responses_per_prompt,
     )
@@ -221,7 +250,7 @@ def _share(cores: int | None, num_ranks: int) -> int:
     return max(1, cores // num_ranks) if cores else 1
 
 
-def _groups(roles: dict[str, RolePlan]) -> dict[str, GroupPlan]:
+def _groups(roles: dict[str, RolePlan], cluster: ClusterConfig) -> dict[str, GroupPlan]:
     """Groups in the order in which roles first name them. Roles of one group have equally many ranks, and engines that share a group one
     GPU each (checked)."""
     members: dict[str, list[RolePlan]] = {}
@@ -237,8 +266,18 @@ def _groups(roles: dict[str, RolePlan]) -> dict[str, GroupPlan]:
             gpus_per_bundle=max(role.gpus_per_rank for role in group),
             cpus_per_bundle=ranks_in_bundle * CPUS_PER_RANK,
             roles=tuple(role.role for role in group),
+            strategy=_strategy(name, group, cluster),
+            resource=cluster.groups[name].resource if name in cluster.groups else None,
         )
     return groups
+
+
+def _strategy(name: str, roles: list[RolePlan], cluster: ClusterConfig) -> Strategy:
+    """Ranks talk to each other in every micro-batch and are packed; engines that are alone in their group hardly do and are spread."""
+    asked = cluster.groups[name].strategy if name in cluster.groups else "auto"
+    if asked == "auto":
+        return "SPREAD" if [role.role for role in roles] == ["rollout"] else "PACK"
+    return STRATEGIES[asked]
 
 
 def _sync_channel(config: PPOStage, *, same_group: bool) -> SyncChannel:

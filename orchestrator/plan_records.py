@@ -7,6 +7,8 @@ from typing import Literal
 
 Device = Literal["cpu", "cuda"]
 SyncChannel = Literal["cpu", "nccl", "ipc"]
+Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+"""How Ray lays the bundles of a group over nodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,9 @@ class GroupPlan:
     """Ray's logical CPUs: `orchestrator.plan.CPUS_PER_RANK` for each rank in the bundle."""
     roles: tuple[str, ...]
     """Equally many ranks each (checked): rank i of each role is in bundle i."""
+    strategy: Strategy = "PACK"
+    resource: str | None = None
+    """Ray custom resource of the nodes that it goes to; any node where it is None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

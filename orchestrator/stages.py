@@ -38,9 +38,10 @@ from orchestrator.ppo_loop import PPOLoop
 from orchestrator.ppo_step import TRAINED
 from orchestrator.progress import Progress
 from orchestrator.rank_loop import RankLoop
-from orchestrator.run_dir import same_data, same_models
+from orchestrator.run_dir import PLAN_FILE, same_data, same_models
 from orchestrator.signals import interruptible, stop_between_steps, undisturbed
 from orchestrator.supervised_loop import SupervisedLoop
+from orchestrator.surroundings import cluster_address
 
 
 def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Callable[[Plan], None]) -> int | None:
@@ -175,7 +176,8 @@ def ppo_roles(config: PPOStage, plan: PPOPlan) -> dict[str, RoleSpec]:
 @contextmanager
 def ray_for(config: Stage | CompareConfig, progress: Progress) -> Iterator[Plan]:
     """Ray started or joined, and the plan for what it has. Ray of this machine alone ends with the context, and all its actors with it."""
-    local = config.cluster.address is None
+    address = cluster_address(config.cluster)
+    local = address is None
     with nothing_left() if local else nullcontext():
         try:
             if local:
@@ -183,7 +185,7 @@ def ray_for(config: Stage | CompareConfig, progress: Progress) -> Iterator[Plan]
                 with progress.phase("starting Ray"):
                     start_ray(config.cluster, plan)
             else:
-                with progress.phase(f"joining Ray at {config.cluster.address}"):
+                with progress.phase(f"joining Ray at {address}"):
                     start_ray(config.cluster, make_plan(config, None))
                 plan = make_plan(config, machine_of(config.cluster))
             # Ray has put its own handler for SIGTERM in place of ours
@@ -203,6 +205,8 @@ def launched_roles(
     try:
         with progress.phase("loading " + ", ".join(plan.roles)):
             launched.spawn(plan, specs)
+            if cluster_address(config.cluster) is not None and not isinstance(config, CompareConfig):
+                launched.require_shared(run_dir / PLAN_FILE)
             starts = {name: specs[name].role_class.start for name in plan.roles}
             if isinstance(plan, PPOPlan) and plan.rollout_shares_gpu:
                 _load_in_turns(launched, starts)

@@ -35,6 +35,7 @@ OWNERS = {
     "deepspeed": {"actors/engine/**"},
     "ray": {
         "actors/group.py",
+        "actors/placement.py",
         "actors/policy.py",  # the handles of the engines that it sends to
         "actors/role.py",
         "actors/weight_sync/**",

@@ -51,7 +51,8 @@ class ClusterConfig(Section):
     """The Ray cluster and the limits of waiting."""
 
     address: str | None = None
-    """Ray address (`auto` for the cluster this process belongs to); a Ray of this machine alone where it is not given."""
+    """Ray address (`auto` for the cluster this machine belongs to, `local` for a Ray of this machine alone). Where it is not given: the
+    cluster that RAY_ADDRESS names (Ray sets it in jobs), without that a Ray of this machine alone."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What every role computes on."""
     gpu: str | None = Field(default=None, min_length=1)
@@ -64,10 +65,14 @@ class ClusterConfig(Section):
     """Name of a placement group to where it goes; groups that are not named here go anywhere."""
     num_cpus: PositiveInt | None = None
     """CPU cores to use of this machine; all where it is not given. More than there are is refused."""
+    autoscaling: bool = False
+    """The cluster starts nodes when they are asked for: what its nodes can't hold now is waited for instead of refused."""
     placement_timeout_s: PositiveFloat = 60.0
     """Longest wait for a cluster to have room for all groups. More where an autoscaler has to start nodes first."""
     start_timeout_s: PositiveFloat = 600.0
     """Longest wait of each part of the start: connecting a role, loading all of them."""
+    stop_timeout_s: PositiveFloat = 900.0
+    """Longest that a stopped job of a Ray cluster may take to end its step and write a checkpoint, in seconds; then Ray kills it."""
     call_timeout_s: PositiveFloat = 1800.0
     """Longest wait for one call to a role: a wave's generation or scoring, an update, a checkpoint."""
     collective_timeout_s: PositiveFloat = 600.0

@@ -42,8 +42,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from configs.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    arguments.run_dir = config.run.dir
     from orchestrator import jobs
+    from orchestrator.surroundings import place_of_run
+
+    arguments.run_dir = place_of_run(config.run.dir)
 
     if arguments.dry_run:
         from orchestrator.plan import describe_plan
@@ -63,6 +65,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _resume(arguments: argparse.Namespace) -> None:
+    from orchestrator.surroundings import place_of_run
+
+    arguments.run_dir = place_of_run(arguments.run_dir)
     check_run_dir(arguments.run_dir)
     from orchestrator import jobs
     from orchestrator.progress import Progress
@@ -75,12 +80,15 @@ def _plan(arguments: argparse.Namespace) -> None:
     from configs.load import load_config
     from configs.schema import Pipeline
     from orchestrator.machine import local_machine
-    from orchestrator.plan import describe_plan, make_plan, plan_json
+    from orchestrator.plan import check_groups, describe_plan, make_plan, plan_json
+    from orchestrator.surroundings import cluster_address
 
     config = load_config(arguments.config, arguments.overrides)
+    check_groups(config)
     stages: dict[str, Stage] = config.stages if isinstance(config, Pipeline) else {str(config.stage): config}
     # what a cluster has is known when it is joined
-    machines = {name: local_machine() if stage.cluster.address is None else None for name, stage in stages.items()}
+    addresses = {name: cluster_address(stage.cluster) for name, stage in stages.items()}
+    machines = {name: local_machine() if address is None else None for name, address in addresses.items()}
     plans = {name: make_plan(stage, machines[name]) for name, stage in stages.items()}
     if arguments.json:
         joined = ",\n".join(f'"{name}": {plan_json(plan)}' for name, plan in plans.items())
@@ -89,7 +97,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     out = console()
     for name, plan in plans.items():
         machine = machines[name]
-        where = f"{machine.num_cpus} cores, {machine.num_gpus} GPUs" if machine else stages[name].cluster.address
+        where = f"{machine.num_cpus} cores, {machine.num_gpus} GPUs" if machine else addresses[name]
         out.print(f"stage {name} on {machine.where if machine else 'the Ray cluster at'} ({where})")
         out.print(describe_plan(plan), "")
 

@@ -14,7 +14,8 @@ import ray
 
 from actors.context import RankContext
 from actors.errors import PreceptorError, RewardFailed, RoleFailed, SyncFailed
-from actors.group import Group, Share, Waiter, connect, kill, place, spawn
+from actors.group import Group, Share, Waiter, connect, kill, spawn
+from actors.placement import GroupRequest, reserve
 from actors.role import Role
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +87,8 @@ class Crew:
         self.groups: list[Group] = []
 
     def add(self, role: str, num_ranks: int, role_class: type[Role] = Worker) -> Group:
-        placement = place(role, [{"CPU": 0.25}] * num_ranks, timeout_s=60.0)
+        request = GroupRequest(name=role, roles=(role,), bundle={"CPU": 0.25}, num_bundles=num_ranks, strategy="PACK")
+        placement = reserve([request], timeout_s=60.0)[role]
         contexts = [
             RankContext(
                 role=role,
@@ -228,10 +230,3 @@ def test_what_travels_between_actors_never_comes_to_the_driver(crew: Crew) -> No
     assert rollout.unseen == {}
     with pytest.raises(RewardFailed, match="prompt-7"):
         crew.waiter.wait(policy.call(Worker.size, answers.ref))
-
-
-def test_a_group_that_does_not_fit_says_what_is_lacking(cluster: None) -> None:
-    with pytest.raises(
-        PreceptorError, match=r"group 'policy' could not be placed within 0\.5 s: it needs \[\{'CPU': 99\}\]"
-    ):
-        place("policy", [{"CPU": 99}], timeout_s=0.5)

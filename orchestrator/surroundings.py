@@ -1,0 +1,46 @@
+"""What the environment says of this process: the Ray cluster it belongs to, whether it is a job of it, and where a job's files go.
+
+A job starts in a copy of its working directory that is gone with it. What it reads is found there; what it writes must lie elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from configs.schema.run import ClusterConfig
+
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in a job's entrypoint, in JSON: its runtime environment and metadata."""
+RAY_ADDRESS = "RAY_ADDRESS"
+RUNS = "PRECEPTOR_RUNS"
+"""Folder or URL that relative run directories of jobs are taken from."""
+HOME = "~/preceptor"
+"""Where that is not set."""
+LOCAL = "local"
+
+
+def cluster_address(cluster: ClusterConfig) -> str | None:
+    """The Ray cluster to join; None for a Ray of this machine alone.
+
+    `cluster.address` comes first, then RAY_ADDRESS. An http address in RAY_ADDRESS is a job server's, for `preceptor submit`, and no
+    cluster to join.
+    """
+    if cluster.address is not None:
+        return None if cluster.address == LOCAL else cluster.address
+    address = os.environ.get(RAY_ADDRESS, "")
+    return None if address in ("", LOCAL) or address.startswith(("http://", "https://")) else address
+
+
+def ray_job() -> str | None:
+    """The id of the Ray job that this process is the entrypoint of, or None."""
+    text = os.environ.get(RAY_JOB)
+    return None if text is None else str(json.loads(text)["metadata"]["job_submission_id"])
+
+
+def place_of_run(run_dir: str) -> str:
+    """Where a run directory is: as it is given, but a job's relative one under $PRECEPTOR_RUNS (without that, ~/preceptor)."""
+    if ray_job() is None or "://" in run_dir or Path(run_dir).is_absolute():
+        return run_dir
+    return f"{os.environ.get(RUNS) or str(Path(HOME).expanduser())}/{run_dir}"
