@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from actors.errors import PreceptorError, UserError
@@ -128,4 +129,11 @@ class Runner:
             # in their order: a large trial is not passed over for ever by small ones
             if self._spec.gpus is not None and held + trial.gpus > self._spec.gpus:
                 return
-            self._keep(self._jobs.begin(trial))
+            try:
+                self._keep(self._jobs.begin(trial))
+            except UserError:
+                # refused, or the server is silent: then the next look tells whether the job is there
+                self._keep(replace(trial, status="running", attempts=trial.attempts + 1, job=None))
+                if self._states() is not None:
+                    raise
+                return

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 SWEEP_KEY, TRIAL_KEY, ATTEMPT_KEY = "sweep", "trial", "attempt"
 """Metadata, by which a trial's job is found again."""
-STOP_WAIT_S = 1800
-"""How long a trial that is asked to stop may take for its step and its checkpoint, before Ray kills it."""
 REFUSED, INTERRUPTED = 2, 130
 """Exit codes of a driver: bad input, which no further attempt makes better; stopped."""
 
@@ -90,7 +88,7 @@ class TrialJobs:
             entrypoint=f"{start}exec {command}",
             name=f"sweep-{self._spec.id}-{trial.name}",
             working_dir=self._place.working_dir,
-            env={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **self._place.env},
+            env=self._place.env,
             metadata={
                 SWEEP_KEY: self._spec.id,
                 TRIAL_KEY: trial.name,
