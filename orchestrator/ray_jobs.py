@@ -32,6 +32,8 @@ NAME_KEY = "job_name"
 RUN_DIR_KEY = "run_dir"
 """Metadata: the run directory of the run that the job is."""
 
+RESOURCE_SHARE = 0.001
+"""Of a custom resource for the entrypoint: it says where, and counts nothing."""
 CONNECT_S = 5.0
 ANSWER_S = 60.0
 """Longest silence of the job server within an answer, or while it takes a working directory."""
@@ -53,6 +55,8 @@ class JobRequest:
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment of the job's processes. Ray keeps it with the job, where who may use the cluster may see it."""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    resource: str | None = None
+    """Ray custom resource of the nodes that the entrypoint may run on; the head where it is None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,7 @@ class RayJobs:
                 submission_id=None if request.name is None else f"{request.name}-{uuid.uuid4().hex[:8]}",
                 runtime_env=runtime_env,
                 metadata={**request.metadata, **name},
+                entrypoint_resources=None if request.resource is None else {request.resource: RESOURCE_SHARE},
             )
 
     def state(self, job: str) -> JobState:
@@ -210,6 +215,18 @@ class RayJobs:
                     f"job: got {job!r}, which {self.address} does not know; `preceptor jobs` lists what it knows"
                 ) from error
             raise UserError(f"the job server at {self.address} refuses: {text[:1000]}") from error
+
+
+def left_out(working_dir: Path, path: Path) -> bool:
+    """Whether Ray leaves a file or folder of the working directory out of its copy: .gitignore or .rayignore of a folder above names it."""
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    root, path = working_dir.absolute(), path.absolute()
+    # patterns name what is in a folder, or the folder
+    inside = next((file for file in path.rglob("*") if file.is_file()), path) if path.is_dir() else path
+    folders = [root, *(folder for folder in path.parents if folder.is_relative_to(root) and folder != root)]
+    excluded = [match for folder in folders for match in get_excludes_from_ignore_files(folder, True)]
+    return any(match(part) for match in excluded for part in (path, inside))
 
 
 @contextmanager
