@@ -320,5 +320,5 @@ class Guarded:
             what()
         except Exception as error:  # noqa: BLE001 - supervision: whatever a tracker raises, the run goes on
             self._broken = True
-            what = without_secrets(f"{type(error).__name__}: {error}")
-            self._note(f"{self._name}: {what}. It gets no more of this run; the ledger has everything")
+            said = without_secrets(f"{type(error).__name__}: {error}")
+            self._note(f"{self._name}: {said}. It gets no more of this run; the ledger has everything")

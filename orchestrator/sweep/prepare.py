@@ -1,4 +1,4 @@
-"""From the command line to a sweep's trials, every one of them loaded and planned, so that a bad value is refused before anything starts."""
+"""From the command line to a sweep's trials, each of them loaded and planned: a bad value is refused before anything starts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def check_budget(trials: Sequence[Trial], gpus: int | None) -> None:
     """UserError where a trial alone takes more GPUs than all may."""
     for trial in trials:
         if gpus is not None and trial.gpus > gpus:
-            raise UserError(f"--gpus: got {gpus}, but trial {trial.name} takes {trial.gpus}; allowed: at least {trial.gpus}")
+            raise UserError(
+                f"--gpus: got {gpus}, but trial {trial.name} takes {trial.gpus}; allowed: at least {trial.gpus}"
+            )
 
 
 def halving(config: Config, *, max_steps: int | None, grace_steps: int | None, reduction: int) -> Halving:

@@ -1,11 +1,11 @@
 """A sweep's folder: what was asked, and how it stands with each trial. It outlives the process that directs the sweep.
 
-    sweep.yaml          what was asked; written last at the start: without it there is no sweep
-    configs/0001.yaml   each trial's whole config
-    records/0001.json   how it stands, written whole
-    trials/0001/        its run directory
-    logs/0001-1.log     what its first attempt's driver printed
-    results.json        at the end: all trials, best first
+sweep.yaml          what was asked; written last at the start: without it there is no sweep
+configs/0001.yaml   each trial's whole config
+records/0001.json   how it stands, written whole
+trials/0001/        its run directory
+logs/0001-1.log     what its first attempt's driver printed
+results.json        at the end: all trials, best first
 """
 
 from __future__ import annotations
@@ -152,14 +152,16 @@ class SweepFolder:
     def _read(self) -> tuple[SweepSpec, int]:
         path = self.path / SWEEP_FILE
         if not path.is_file():
-            raise UserError(f"{self.path} holds no sweep: {SWEEP_FILE} is missing; allowed: the --dir of an earlier `preceptor sweep`")
+            raise UserError(
+                f"{self.path} holds no sweep: {SWEEP_FILE} is missing; allowed: the --dir of an earlier `preceptor sweep`"
+            )
         asked = read_yaml(path)[0]
         if asked.pop("format", None) != FORMAT:
             raise UserError(f"{path} is of another version of preceptor; allowed: format {FORMAT}")
         try:
             num_trials = int(asked.pop("num_trials"))
             halving = asked.pop("halving")
-            lists = {name: tuple(asked.pop(name)) for name in ("arguments", "env")}
+            lists: dict[str, Any] = {name: tuple(asked.pop(name)) for name in ("arguments", "env")}
             return SweepSpec(**asked, **lists, halving=Halving(**halving) if halving else None), num_trials
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
@@ -170,7 +172,9 @@ class SweepFolder:
             fields = json.loads(path.read_bytes())
             return Trial(**{**fields, "overrides": tuple(fields["overrides"])})
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} can't be read or is damaged: {error}; allowed: to put it back from a copy") from error
+            raise UserError(
+                f"{path} can't be read or is damaged: {error}; allowed: to put it back from a copy"
+            ) from error
 
 
 @contextmanager
@@ -181,7 +185,9 @@ def new_folder(path: Path) -> Iterator[SweepFolder]:
     except OSError as error:
         raise UserError(f"--dir: {path} can't be made ({error.strerror}); allowed: a new or empty folder") from error
     if any(path.iterdir()):
-        raise UserError(f"--dir: {path} is not empty; allowed: a new or empty folder. `preceptor sweep --resume {path}` goes on with a sweep")
+        raise UserError(
+            f"--dir: {path} is not empty; allowed: a new or empty folder. `preceptor sweep --resume {path}` goes on with a sweep"
+        )
     with locked(path):
         yield SweepFolder(path)
 
@@ -218,7 +224,9 @@ def _points(folder: Path, metric: str, after: int) -> Iterator[Point]:
 
 def metric_names(run_dir: Path) -> list[str]:
     """Of all committed steps, sorted."""
-    return sorted({name for folder in _stage_folders(run_dir) for _, metrics in _entries(folder, 0) for name in metrics})
+    return sorted(
+        {name for folder in _stage_folders(run_dir) for _, metrics in _entries(folder, 0) for name in metrics}
+    )
 
 
 def last_step(run_dir: Path) -> int:

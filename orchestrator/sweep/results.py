@@ -98,7 +98,16 @@ def table(spec: SweepSpec, results: Sequence[Result]) -> Table:
     from orchestrator.progress import duration
 
     keys = [text.partition("=")[0] for text in results[0].trial.overrides] if results else []
-    shown = Table("trial", "state", "step", *([spec.metric] if spec.metric else []), "time", *short(keys), box=None, pad_edge=False)
+    shown = Table(
+        "trial",
+        "state",
+        "step",
+        *([spec.metric] if spec.metric else []),
+        "time",
+        *short(keys),
+        box=None,
+        pad_edge=False,
+    )
     for result in results:
         value = [] if spec.metric is None else ["" if result.point is None else f"{result.point[1]:.4g}"]
         values = [text.partition("=")[2] for text in result.trial.overrides]
@@ -124,5 +133,3 @@ def without_metric(folder: SweepFolder, spec: SweepSpec, results: Sequence[Resul
         return None
     names: list[str] = sorted({name for result in results for name in metric_names(folder.run_dir(result.trial))})
     return f"--metric: no trial has {spec.metric!r}; there are: {', '.join(names)}" if names else None
-
-

@@ -50,16 +50,16 @@ class Space:
         """Every combination's overrides of the axes, the last axis varying fastest."""
         choices = [[override(axis.key, value) for value in axis.values or ()] for axis in self.axes]
         if math.prod(map(len, choices)) > MAX_TRIALS:
-            raise _refused("", f"got {math.prod(map(len, choices))} trials", f"at most {MAX_TRIALS}, or --random N of them")
+            raise _refused(
+                "", f"got {math.prod(map(len, choices))} trials", f"at most {MAX_TRIALS}, or --random N of them"
+            )
         return list(itertools.product(*choices))
 
     def random(self, num_trials: int, seed: int) -> list[tuple[str, ...]]:
         """Drawn overrides. A trial's values depend on the seed, its number and its keys alone: asking for more trials keeps the first, and
         another axis keeps the others' values."""
         return [
-            tuple(
-                override(axis.key, axis.draw(random.Random(f"{seed}/{number}/{axis.key}"))) for axis in self.axes
-            )
+            tuple(override(axis.key, axis.draw(random.Random(f"{seed}/{number}/{axis.key}"))) for axis in self.axes)
             for number in range(num_trials)
         ]
 
@@ -153,9 +153,11 @@ def _choice(key: str, text: str, values: list[Any]) -> Drawn:
     return tuple(values), lambda dice: dice.choice(values)
 
 
-def _bounds(key: str, text: str, values: list[Any], form: str, kinds: tuple[type, ...] = (int, float)) -> tuple[Any, Any]:
-    numbers = [one for one in values if isinstance(one, kinds) and not isinstance(one, bool) and math.isfinite(one)]
-    if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
+def _bounds(
+    key: str, text: str, values: list[Any], form: str, kinds: tuple[type, ...] = (int, float)
+) -> tuple[Any, Any]:
+    numbers: list[Any] = [one for one in values if isinstance(one, kinds) and not isinstance(one, bool)]
+    if len(values) != 2 or len(numbers) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
         raise _refused(key, f"got {text!r}", form)
     return numbers[0], numbers[1]
 
@@ -192,5 +194,3 @@ def _rounded(value: float) -> float:
 
 def _refused(key: str, got: str, allowed: str) -> ConfigError:
     return ConfigError("the sweep can't be read", [Problem(key=key, got=got, allowed=allowed)])
-
-

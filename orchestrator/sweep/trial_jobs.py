@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from actors.durable import write_whole
 from actors.errors import PreceptorError, UserError
-from orchestrator.sweep.records import SweepFolder, SweepSpec, Trial
+from orchestrator.sweep.records import Status, SweepFolder, SweepSpec, Trial
 
 if TYPE_CHECKING:
     from orchestrator.ray_jobs import JobRequest, JobState
@@ -51,8 +52,11 @@ class Place:
     @staticmethod
     def here() -> Place:
         """On a Ray of this machine: in this folder, with this interpreter, and with our packages also where they are not installed."""
-        ours = Path(__file__).resolve().parents[2]
-        return Place(python=sys.executable, folder=Path.cwd(), working_dir=None, env={"PYTHONPATH": str(ours)})
+        ours = str(Path(__file__).resolve().parents[2])
+        search = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))
+        # a Ray of our own is shielded from SIGTERM, and its jobs with it
+        env = {"PYTHONPATH": search, "RAY_JOB_STOP_SIGNAL": "SIGINT"}
+        return Place(python=sys.executable, folder=Path.cwd(), working_dir=None, env=env)
 
     @staticmethod
     def cluster(working_dir: str | None, env: Mapping[str, str]) -> Place:
@@ -134,7 +138,7 @@ class TrialJobs:
             over = replace(over, status="stopped")
         else:
             again = state.exit_code != REFUSED and trial.failures < self._spec.retries
-            status = "waiting" if again else "failed"
+            status: Status = "waiting" if again else "failed"
             over = replace(over, status=status, failures=trial.failures + 1, reason=reason(log, state.message))
         self.folder.save(over)
         return over

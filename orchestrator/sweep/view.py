@@ -38,7 +38,9 @@ class View:
             file=self._stream, highlight=False, markup=False, emoji=False, width=None if terminal else 200
         )
         if self.console.is_terminal:
-            self._live = Live(console=self.console, transient=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            self._live = Live(
+                console=self.console, transient=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+            )
             self._live.start()
         return self
 
