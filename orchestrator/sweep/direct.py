@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from actors.errors import PreceptorError, UserError
+from actors.errors import PreceptorError
 from configs.load import load_config
 from configs.schema import Config, Pipeline
 from orchestrator.jobs import Stopped
@@ -27,7 +26,7 @@ from orchestrator.sweep.results import (
 )
 from orchestrator.sweep.runner import Runner
 from orchestrator.sweep.space import read_space
-from orchestrator.sweep.trial_jobs import Place, TrialJobs
+from orchestrator.sweep.trial_jobs import TrialJobs, place_of
 from orchestrator.sweep.view import View
 
 SPARE_CPUS = 2
@@ -44,43 +43,60 @@ def direct(folder: SweepFolder, spec: SweepSpec) -> None:
         trials = folder.trials()
         try:
             with server_of(folder, spec, trials, view) as server:
-                jobs = TrialJobs(folder, spec, server, place_of(spec))
-                runner = Runner(spec, trials, jobs, changed=view.changed, looked=view.looked)
-                with stop_between_steps(runner, view):
-                    runner.run()
+                stopped = _run(folder, spec, server, view)
         finally:
             view.end_live()
             told = _tell(folder, spec, folder.trials(), view)
-    if runner.stop_requested:
+    if stopped:
         raise Stopped(f"stopped; {told}. Go on with: preceptor sweep --resume {folder.path}")
     if told:
         raise PreceptorError(f"{told}; `preceptor sweep --resume {folder.path} --retries N` runs what failed again")
 
 
-def place_of(spec: SweepSpec) -> Place:
-    """Where the trials' drivers start. UserError where a variable that they are to get is not set."""
-    if spec.address is None:
-        return Place.here()
-    missing = [name for name in spec.env if name not in os.environ]
-    if missing:
-        raise UserError(f"--env: {missing[0]} is not set; allowed: names of variables of this environment")
-    return Place.cluster(spec.working_dir, {name: os.environ[name] for name in spec.env})
+def _run(folder: SweepFolder, spec: SweepSpec, server: RayJobs, view: View) -> bool:
+    """True where the user stopped it."""
+    if spec.halving is None:
+        jobs = TrialJobs(folder, spec, server, place_of(spec))
+        runner = Runner(spec, folder.trials(), jobs, changed=view.changed, looked=view.looked)
+        with stop_between_steps(runner, view):
+            runner.run()
+        return runner.stop_requested
+    from orchestrator.sweep.tune import search
+
+    loop = Searching()
+    with stop_between_steps(loop, view):
+        search(folder, spec, server.address, loop, view.compared)
+    return loop.stop_requested
+
+
+class Searching:
+    """What a signal tells to a search."""
+
+    stepping = True
+    stop_requested = False
 
 
 @contextmanager
 def server_of(folder: SweepFolder, spec: SweepSpec, trials: Sequence[Trial], view: View) -> Iterator[RayJobs]:
-    """The cluster's job server, or one that is started here."""
-    if spec.address is not None:
+    """The cluster's job server, or one that is started here. Tune has a Ray of this machine in either case."""
+    if spec.address is not None and spec.halving is None:
         yield RayJobs(spec.address)
         return
-    from orchestrator.sweep.local_ray import local_jobs
+    from orchestrator.sweep.local_ray import job_server, local_ray
 
+    resources: dict[str, float] = {}
+    if spec.halving is not None:
+        from orchestrator.sweep.tune import SLOT, slots
+
+        resources = {SLOT: slots(spec, trials)}
     view.note("starting Ray ...")
-    largest = max(_logical_cpus(load_config(folder.config_file(trial))) for trial in trials)
+    local = spec.address is None
+    largest = max(_logical_cpus(load_config(folder.config_file(trial))) for trial in trials) if local else 0.0
     cpus = max(local_cores(), math.ceil(largest * spec.parallel) + SPARE_CPUS)
-    with local_jobs(cpus, local_machine().num_gpus) as jobs, interruptible():
-        # `interruptible` once more: Ray has put its own handler for SIGTERM in place of ours
-        yield jobs
+    gpus = local_machine().num_gpus if local else 0
+    # `interruptible` once more: Ray puts its own handler for SIGTERM in place of ours
+    with local_ray(num_cpus=cpus, num_gpus=gpus, resources=resources, jobs=local) as dashboard, interruptible():
+        yield RayJobs(spec.address) if spec.address is not None else job_server(dashboard)
 
 
 def _logical_cpus(config: Config) -> float:

@@ -64,6 +64,16 @@ class Place:
         return Place(python="python", folder=None, working_dir=Path(working_dir) if working_dir else None, env=env)
 
 
+def place_of(spec: SweepSpec) -> Place:
+    """Where the trials' drivers start. UserError where a variable that they are to get is not set."""
+    if spec.address is None:
+        return Place.here()
+    missing = [name for name in spec.env if name not in os.environ]
+    if missing:
+        raise UserError(f"--env: {missing[0]} is not set; allowed: names of variables of this environment")
+    return Place.cluster(spec.working_dir, {name: os.environ[name] for name in spec.env})
+
+
 class TrialJobs:
     """Begins trials and judges how they ended. Every change is on disk when it is returned."""
 

@@ -29,6 +29,7 @@ class View:
         self._folder, self._spec = folder, spec
         self._live: Live | None = None
         self._shown_at = float("-inf")
+        self._statuses: dict[int, tuple[str, int]] = {}
 
     def __enter__(self) -> Self:
         sys.stdout.flush()
@@ -76,6 +77,15 @@ class View:
         (result,) = read_results(self._folder, self._spec, [trial])
         value = f", {self._spec.metric} {result.point[1]:.4g}" if result.point else ""
         return f"{trial.status} after {duration(trial.seconds)}, step {result.step}{value}"
+
+    def compared(self, trials: Sequence[Trial]) -> None:
+        """As `looked`, by one who was not told of what changed between."""
+        for trial in trials:
+            now = (trial.status, trial.attempts)
+            if self._statuses.get(trial.number, ("waiting", 0)) != now:
+                self._statuses[trial.number] = now
+                self.changed(trial)
+        self.looked(trials)
 
     def looked(self, trials: Sequence[Trial]) -> None:
         """How it stands with all of them."""
