@@ -147,9 +147,10 @@ class TrialJobs:
         elif state.status == "STOPPED" or state.exit_code == INTERRUPTED:
             over = replace(over, status="stopped")
         else:
-            again = state.exit_code != REFUSED and trial.failures < self._spec.retries
-            status: Status = "waiting" if again else "failed"
-            over = replace(over, status=status, failures=trial.failures + 1, reason=reason(log, state.message))
+            # bad input uses up every retry that there is; more of them at a `--resume` try it again
+            failures = self._spec.retries + 1 if state.exit_code == REFUSED else trial.failures + 1
+            status: Status = "waiting" if failures <= self._spec.retries else "failed"
+            over = replace(over, status=status, failures=failures, reason=reason(log, state.message))
         self.folder.save(over)
         return over
 

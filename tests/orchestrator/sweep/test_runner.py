@@ -72,6 +72,7 @@ def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
     folder = small_sweep(tmp_path / "s", 1, spec=replace(SPEC, retries=5))
     cluster = Cluster(folder, plans={"0001": [("FAILED", 2, "preceptor: data.path: no such file\n")]})
     runner_of(folder, cluster).run()
+    runner_of(folder, cluster).run()
     assert len(cluster.jobs_by_id) == 1
     assert folder.trials()[0].reason == "data.path: no such file"
 
