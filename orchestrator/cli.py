@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.commands import gpus, jobs, kubernetes, looking, training
+from orchestrator.commands import gpus, jobs, kubernetes, looking, sweep, training
 from orchestrator.commands.base import BAD_INPUT, FAILED, FINE, INTERRUPTED, BadInput, Commands
 
-COMMANDS = (training, looking, jobs, kubernetes, gpus)
+COMMANDS = (training, looking, sweep, jobs, kubernetes, gpus)
 PACKAGES = ("configs", "actors", "orchestrator")
 
 EXAMPLES = """examples:
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   preceptor compare A B --prompts p.jsonl                  two models' answers side by side; with a judge, who wins
   preceptor report runs/my-run                             one screen of summary, and report.html to look at
   preceptor submit recipe.yaml --follow                    train as a job of a Ray cluster; then jobs, logs, stop
+  preceptor sweep recipe.yaml 'ppo.gamma=[0.9,1.0]' --dir runs/gammas   one run for each value
   preceptor data inspect recipe.yaml --rows 3              rows as the model will see them
   preceptor lineage runs/my-run/export                     what it was made from, back to the data
   preceptor schema ppo                                     every key of a stage, its default and what it means

@@ -69,7 +69,7 @@ def start_ray(cluster: ClusterConfig, plan: Plan) -> None:
         gpus = num_gpus(plan) if cluster.device == "cuda" else 0
         cpus = math.ceil(logical_cpus(plan)) + spare_cpus
         resources = {group.resource: float(group.num_bundles) for group in plan.groups.values() if group.resource}
-        _start_local({"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "include_dashboard": False, **common})
+        start_local({"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "include_dashboard": False, **common})
         return
     try:
         with _job_and_driver_agree():
@@ -113,21 +113,21 @@ def _set_stop_wait(_supervisor: object, wait_s: int) -> None:
     os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", str(wait_s))
 
 
-def _start_local(arguments: Mapping[str, Any]) -> None:
-    """Starts Ray, within `leftovers.nothing_left`. On a busy machine its own 30 s for that, which can't be set, may not do: it gets more
-    than one try."""
+def start_local(arguments: Mapping[str, Any]) -> str:
+    """Starts Ray, within `leftovers.nothing_left`, and returns its dashboard's host and port (empty without one). On a busy machine its own
+    30 s for that, which can't be set, may not do: it gets more than one try."""
     mark = os.environ[MARK]
     for _ in range(START_TRIES):
         # what is sent to the driver's whole process group (`timeout`, service managers) must not end Ray under a run that stops politely
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            ray.init(address="local", _temp_dir=str(ray_folder(mark)), **arguments)
+            context = ray.init(address="local", _temp_dir=str(ray_folder(mark)), **arguments)
         except Exception as error:  # noqa: BLE001 - supervision: a start that took too long is a bare Exception
             failure = error
             ray.shutdown()
             end(mark)
         else:
-            return
+            return str(context.dashboard_url or "")
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     raise PreceptorError(f"Ray could not be started on this machine in {START_TRIES} tries: {failure}") from failure

@@ -6,10 +6,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from orchestrator.progress import Progress
+from typing import Any, Protocol
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -21,6 +18,12 @@ class Loop(Protocol):
     """Steps are being made: there is something to end politely."""
     stop_requested: bool
     """To be read between steps."""
+
+
+class Teller(Protocol):
+    """Who prints a line."""
+
+    def note(self, text: str) -> None: ...
 
 
 class _Interrupt:
@@ -61,7 +64,7 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def stop_between_steps(loop: Loop, progress: Progress) -> Iterator[None]:
+def stop_between_steps(loop: Loop, progress: Teller) -> Iterator[None]:
     """The first signal ends the run after this step, with a checkpoint; the second, or one before the first step, at once."""
     interrupt = _Interrupt()
 

@@ -42,6 +42,9 @@ OWNERS = {
         "orchestrator/launch.py",
         "orchestrator/ray_jobs.py",  # the job server's client
         "orchestrator/stages.py",
+        "orchestrator/sweep/local_ray.py",  # the Ray that a sweep starts
+        "orchestrator/sweep/tune.py",
+        "orchestrator/trackers.py",  # Prometheus's gauges are Ray's
     },
     "vllm": {"actors/rollout_backend.py", "actors/weight_sync/**"},
 }

@@ -9,7 +9,7 @@ from pydantic import Field
 from configs.schema.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from configs.schema.kubernetes import KubernetesConfig
 
-TrackerName = Literal["tensorboard", "wandb"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "prometheus"]
 
 
 class RunConfig(Section):
@@ -27,9 +27,11 @@ class RunConfig(Section):
     """Newest whole checkpoints kept. An old one goes only after a newer one is whole."""
     trackers: tuple[TrackerName, ...] = ()
     """Where each step's metrics go beside the ledger: event files in `tensorboard/` of the run directory, Weights & Biases (with
-    `pip install wandb`)."""
+    `pip install wandb`), MLflow (with `pip install mlflow-skinny`), Prometheus (through Ray's metrics port)."""
     wandb_project: str = Field(default="preceptor", min_length=1)
     """Project at Weights & Biases."""
+    mlflow_experiment: str = Field(default="preceptor", min_length=1)
+    """Experiment at MLflow."""
 
 
 class GroupConfig(Section):

@@ -1,18 +1,27 @@
-"""Metrics to TensorBoard's files; a tracker that fails ends only itself."""
+"""Metrics to TensorBoard's files, wandb's, MLflow's database, Ray's port; a tracker that fails ends only itself."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
 
 from actors.errors import UserError
-from configs.schema.run import RunConfig
+from configs.schema.run import RunConfig, TrackerName
 from orchestrator.progress import Progress
-from orchestrator.trackers import Guarded, check_trackers, trackers
+from orchestrator.trackers import TRACKERS_FILE, Guarded, Tracked, check_trackers, trackers, without_secrets
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def events(folder: Path) -> Iterator[Event]:
@@ -65,7 +74,7 @@ class Broken:
         self.asked += 1
         raise OSError("no space left on device")
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self.asked += 1
 
 
@@ -75,15 +84,184 @@ def test_a_tracker_that_fails_is_told_once_and_left_alone() -> None:
     guarded = Guarded("tensorboard", broken, 0, notes.append)
     guarded.log(1, {})
     guarded.log(2, {})
-    guarded.close()
+    guarded.close(failed=False)
     assert broken.asked == 1
     assert notes == [
         "tensorboard: OSError: no space left on device. It gets no more of this run; the ledger has everything"
     ]
 
 
-def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_trackers(("tensorboard",))
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("wandb", "wandb"), ("mlflow", "mlflow-skinny"), ("prometheus", "'ray[default]'")],
+)
+def test_a_library_that_is_missing_is_named(name: TrackerName, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_trackers(("tensorboard", name))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"run\.trackers: wandb needs the library wandb: pip install wandb"):
-        check_trackers(("wandb",))
+    with pytest.raises(UserError) as caught:
+        check_trackers((name,))
+    assert str(caught.value) == f"run.trackers: {name} needs the library {package}: pip install {package}"
+
+
+def tracked(tmp_path: Path, name: str, steps: tuple[int, ...], *, fail: bool = False) -> list[str]:
+    """A stage whose driver makes these steps, the first of them the one after the last committed."""
+    notes: list[str] = []
+    config = {"stage": "sft", "model": {"optimizer": {"lr": 0.5}}}
+    with (
+        suppress(ZeroDivisionError),
+        trackers(run(tmp_path, name), tmp_path, config, last_step=steps[0] - 1, note=notes.append) as made,
+    ):
+        for step in steps:
+            made[0].log(step, {"score": step / 2, "held_out/win_rate": 0.5})
+        assert not fail or 1 / 0
+    return notes
+
+
+def offline_records(run_dir: Path) -> list[list[Any]]:
+    """What wandb would upload, of each driver in their order. Its files: 7 bytes, then blocks of 32 KiB as in LevelDB's log, whose records
+    have a checksum, a length and whether they are whole (1), begin (2), go on (3) or end (4)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    block, head = 32768, 7
+    found = []
+    for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
+        data, at, parts, records = path.read_bytes(), head, b"", []
+        while at + head <= len(data):
+            if block - at % block < head:
+                at += block - at % block
+            length, kind = struct.unpack_from("<HB", data, at + 4)
+            parts += data[at + head : at + head + length]
+            at += head + length
+            if kind in (1, 4):
+                record = Record()
+                record.ParseFromString(parts)
+                records.append(record)
+                parts = b""
+        found.append(records)
+    return found
+
+
+def test_wandb_offline_holds_every_step_and_a_resumed_run_adds_to_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert tracked(tmp_path, "wandb", (1, 2), fail=True) == []
+    assert tracked(tmp_path, "wandb", (3,)) == []
+    drivers = offline_records(tmp_path)
+    ids = [record.run.run_id for records in drivers for record in records if record.HasField("run")]
+    assert len(drivers) == 2
+    assert len(set(ids)) == 1
+    rows = [
+        {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for records in drivers
+        for record in records
+        if record.HasField("history")
+    ]
+    assert [(row["_step"], row["score"], row["held_out/win_rate"]) for row in rows] == [
+        (1, 0.5, 0.5),
+        (2, 1.0, 0.5),
+        (3, 1.5, 0.5),
+    ]
+    ends = [record.exit.exit_code for records in drivers for record in records if record.HasField("exit")]
+    assert ends == [1, 0]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_mlflow_holds_every_step_and_a_resumed_run_adds_to_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    from mlflow import MlflowClient
+
+    run_dir = tmp_path / "run"
+    uri = f"sqlite:///{tmp_path}/all.db" if shared else f"sqlite:///{run_dir}/mlflow.db"
+    if shared:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    else:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run_dir.mkdir()
+    client = MlflowClient(tracking_uri=uri)
+    for steps, fail, status in (((1, 2), True, "FAILED"), ((3,), False, "FINISHED")):
+        assert tracked(run_dir, "mlflow", steps, fail=fail) == []
+        experiment = client.get_experiment_by_name("preceptor")
+        assert experiment is not None
+        (found,) = client.search_runs([experiment.experiment_id])
+        assert found.info.status == status
+    assert [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "score")] == [
+        (1, 0.5),
+        (2, 1.0),
+        (3, 1.5),
+    ]
+    assert found.data.params == {"stage": "sft", "model.optimizer.lr": "0.5"}
+    assert found.info.run_name == f"{tmp_path.name}/run"
+
+
+def test_another_run_in_the_same_folder_is_another_run_to_the_services(tmp_path: Path) -> None:
+    def identity() -> str:
+        return Tracked(run=run(tmp_path), run_dir=tmp_path, config={}, last_step=0, note=print).identity()
+
+    first = identity()
+    assert identity() == first
+    (tmp_path / TRACKERS_FILE).unlink()
+    assert identity() != first
+
+
+def test_a_service_that_cannot_begin_is_a_readable_message_without_its_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://me:hunter2@host/db")
+    with (
+        pytest.raises(
+            UserError, match=r"^run\.trackers: mlflow can't begin: .*; allowed: MLFLOW_TRACKING_URI in"
+        ) as got,
+        trackers(run(tmp_path, "mlflow"), tmp_path, {"stage": "sft"}, last_step=0, note=print),
+    ):
+        pass
+    assert "hunter2" not in str(got.value)
+    assert without_secrets("no answer from nosuch://me:hunter2@host") == (
+        "no answer from nosuch://me:[password in MLFLOW_TRACKING_URI]@host"
+    )
+
+
+@pytest.mark.slow
+def test_prometheus_finds_every_metric_at_rays_port(tmp_path: Path) -> None:
+    script = """
+import sys, time, urllib.request
+from pathlib import Path
+import ray
+from configs.schema.run import RunConfig, TrackerName
+from orchestrator.trackers import metrics_url, trackers
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
+         _system_config={"metrics_report_interval_ms": 500})
+config = RunConfig(dir=sys.argv[1], trackers=("prometheus",))
+with trackers(config, Path(sys.argv[1]), {"stage": "ppo"}, last_step=0, note=print) as made:
+    made[0].log(1, {"score": 0.25})
+    made[0].log(2, {"score": 0.75, "held_out/win_rate": 0.5})
+    deadline = time.monotonic() + 60
+    lines = []
+    while time.monotonic() < deadline and len(lines) < 3:
+        text = urllib.request.urlopen(metrics_url(), timeout=10).read().decode()
+        lines = [line for line in text.splitlines() if line.startswith("ray_preceptor")]
+        time.sleep(0.5)
+print(*lines, sep="\\n")
+ray.shutdown()
+"""
+    environment = {**os.environ, "RAY_DEDUP_LOGS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=True,
+    )
+    note, *lines = done.stdout.splitlines()
+    assert re.fullmatch(r"prometheus: http://[\d.]+:\d+/metrics has this run's metrics", note)
+    values = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines}
+    assert values == {
+        "ray_preceptor_step": 2.0,
+        "ray_preceptor_score": 0.75,
+        "ray_preceptor_held_out_win_rate": 0.5,
+    }
+    assert all(f'run="{tmp_path}"' in line and 'stage="ppo"' in line for line in lines)

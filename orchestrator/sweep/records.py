@@ -1,0 +1,253 @@
+"""A sweep's folder: what was asked, and how it stands with each trial. It outlives the process that directs the sweep.
+
+sweep.yaml          what was asked; written last at the start: without it there is no sweep
+configs/0001.yaml   each trial's whole config
+records/0001.json   how it stands, written whole
+trials/0001/        its run directory
+logs/0001-1.log     what its first attempt's driver printed
+results.json        at the end: all trials, best first
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from actors.durable import write_whole
+from actors.errors import UserError
+from configs.load import dump_config
+from configs.schema import Config
+from configs.yaml_file import read_yaml, write_yaml
+from orchestrator.ledger import create_only
+from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, locked
+
+FORMAT = 1
+SWEEP_FILE = "sweep.yaml"
+RESULTS_FILE = "results.json"
+LOG_FILE = "logs/sweep.log"
+
+Search = Literal["grid", "random", "asha"]
+Mode = Literal["max", "min"]
+Status = Literal["waiting", "running", "finished", "pruned", "stopped", "failed"]
+"""`pruned`: search ended it early. `stopped`: it was asked to stop and can go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halving:
+    """Successive halving (ASHA, Li et al. 2020): at `grace_steps`, and at each multiple of it by a power of `reduction`, the best
+    1/`reduction` of those that have come so far go on."""
+
+    max_steps: int
+    grace_steps: int
+    reduction: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSpec:
+    """What was asked."""
+
+    id: str
+    """Also in the metadata of its jobs."""
+    config: str
+    """The file, as typed."""
+    arguments: tuple[str, ...]
+    """`key=value`, as typed."""
+    search: Search
+    seed: int
+    """Of random values."""
+    metric: str | None
+    mode: Mode
+    parallel: int
+    """Trials that run at once."""
+    gpus: int | None
+    """GPUs that running trials may hold together; None: no limit."""
+    retries: int
+    """How often a trial that failed is tried again."""
+    address: str | None
+    """The job server's; None: a Ray that the sweep starts."""
+    working_dir: str | None
+    """On a cluster: the folder that is copied for the jobs to start in."""
+    env: tuple[str, ...]
+    """Names of environment variables that jobs on a cluster get. Their values are nowhere in this folder."""
+    halving: Halving | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One run of the sweep, and how it stands with it."""
+
+    number: int
+    """From 1."""
+    overrides: tuple[str, ...]
+    """Of the axes."""
+    gpus: int
+    """That its plan takes."""
+    status: Status = "waiting"
+    attempts: int = 0
+    """How often a job of it was begun."""
+    failures: int = 0
+    job: str | None = None
+    """Of the newest attempt."""
+    begun_s: float | None = None
+    """When the newest attempt was begun, in seconds since 1970."""
+    seconds: float = 0.0
+    """That its attempts took together, the running one left out."""
+    reason: str = ""
+    """Why it failed."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:04d}"
+
+
+class SweepFolder:
+    """The files of one sweep. Who writes holds the lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run_dir(self, trial: Trial) -> Path:
+        return self.path / "trials" / trial.name
+
+    def config_file(self, trial: Trial) -> Path:
+        return self.path / "configs" / f"{trial.name}.yaml"
+
+    def log_file(self, trial: Trial) -> Path:
+        """What the newest attempt's driver printed."""
+        return self.path / "logs" / f"{trial.name}-{trial.attempts}.log"
+
+    def begun(self, trial: Trial) -> bool:
+        """Its run directory holds a run, which can be resumed."""
+        return (self.run_dir(trial) / CONFIG_FILE).exists()
+
+    def finished(self, trial: Trial) -> bool:
+        return (self.run_dir(trial) / DONE_FILE).exists()
+
+    def save(self, trial: Trial) -> None:
+        write_whole(self._record(trial.number), json.dumps(asdict(trial), indent=1).encode())
+
+    def _record(self, number: int) -> Path:
+        return self.path / "records" / f"{number:04d}.json"
+
+    def write(self, spec: SweepSpec, trials: Sequence[Trial], configs: Sequence[Config]) -> None:
+        """A new sweep. Whole when the last file is there."""
+        for trial, config in zip(trials, configs, strict=True):
+            create_only(self.config_file(trial), dump_config(config).encode())
+            self.save(trial)
+        asked = {"format": FORMAT, "num_trials": len(trials), **asdict(spec)}
+        create_only(self.path / SWEEP_FILE, write_yaml(json.loads(json.dumps(asked))).encode())
+
+    def spec(self) -> SweepSpec:
+        """UserError where the folder holds no sweep that this version reads."""
+        return self._read()[0]
+
+    def trials(self) -> list[Trial]:
+        """All, by number."""
+        return [self._read_trial(number) for number in range(1, self._read()[1] + 1)]
+
+    def _read(self) -> tuple[SweepSpec, int]:
+        path = self.path / SWEEP_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{self.path} holds no sweep: {SWEEP_FILE} is missing; allowed: the --dir of an earlier `preceptor sweep`"
+            )
+        asked = read_yaml(path)[0]
+        if asked.pop("format", None) != FORMAT:
+            raise UserError(f"{path} is of another version of preceptor; allowed: format {FORMAT}")
+        try:
+            num_trials = int(asked.pop("num_trials"))
+            halving = asked.pop("halving")
+            lists: dict[str, Any] = {name: tuple(asked.pop(name)) for name in ("arguments", "env")}
+            return SweepSpec(**asked, **lists, halving=Halving(**halving) if halving else None), num_trials
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+
+    def _read_trial(self, number: int) -> Trial:
+        path = self._record(number)
+        try:
+            fields = json.loads(path.read_bytes())
+            return Trial(**{**fields, "overrides": tuple(fields["overrides"])})
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} can't be read or is damaged: {error}; allowed: to put it back from a copy"
+            ) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[SweepFolder]:
+    """A new sweep's folder, taken. UserError where it is occupied or can't be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--dir: {path} can't be made ({error.strerror}); allowed: a new or empty folder") from error
+    if any(path.iterdir()):
+        raise UserError(
+            f"--dir: {path} is not empty; allowed: a new or empty folder. `preceptor sweep --resume {path}` goes on with a sweep"
+        )
+    with locked(path):
+        yield SweepFolder(path)
+
+
+@contextmanager
+def existing_folder(path: Path) -> Iterator[SweepFolder]:
+    """The folder of an existing sweep, taken. UserError where it holds none, or another process directs it."""
+    folder = SweepFolder(path)
+    folder.spec()
+    with locked(path):
+        yield folder
+
+
+# --------------------------------------------------------------------------------------------------------------------- metrics
+
+Point = tuple[int, float]
+
+
+def metric_points(run_dir: Path, metric: str, *, after: int = 0) -> list[Point]:
+    """(step, value) of the committed steps behind `after` that have the metric, in order, evaluations included. Of a pipeline: of the last
+    stage that has it."""
+    found: list[Point] = []
+    for folder in _stage_folders(run_dir):
+        points = dict(_points(folder, metric, after))
+        found = sorted(points.items()) or found
+    return found
+
+
+def _points(folder: Path, metric: str, after: int) -> Iterator[Point]:
+    for step, metrics in _entries(folder, after):
+        if metric in metrics:
+            yield step, float(metrics[metric])
+
+
+def metric_names(run_dir: Path) -> list[str]:
+    """Of all committed steps, sorted."""
+    return sorted(
+        {name for folder in _stage_folders(run_dir) for _, metrics in _entries(folder, 0) for name in metrics}
+    )
+
+
+def last_step(run_dir: Path) -> int:
+    """The newest committed step; of a pipeline, of the stage that has begun last. 0 where there is none."""
+    steps = [max(_steps(folder / "ledger"), default=0) for folder in _stage_folders(run_dir)]
+    return next((step for step in reversed(steps) if step), 0)
+
+
+def _stage_folders(run_dir: Path) -> list[Path]:
+    """The run's own folder, and those of a pipeline's stages in the order in which they began."""
+    stages = [path.parent for path in run_dir.glob(f"*/{CONFIG_FILE}")]
+    return [run_dir, *sorted(stages, key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime_ns)]
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit())
+
+
+def _entries(folder: Path, after: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Both are immutable once they are there. An evaluation counts when the run relies on it; here a step early does no harm."""
+    for name in ("ledger", "evaluations"):
+        for step in _steps(folder / name):
+            if step > after:
+                yield step, json.loads((folder / name / f"{step:08d}.json").read_bytes())["metrics"]

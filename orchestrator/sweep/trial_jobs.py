@@ -1,0 +1,172 @@
+"""A trial as a Ray job: how it is begun, and what came of it when it has ended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from actors.durable import write_whole
+from actors.errors import PreceptorError, UserError
+from orchestrator.sweep.records import Status, SweepFolder, SweepSpec, Trial
+
+if TYPE_CHECKING:
+    from orchestrator.ray_jobs import JobRequest, JobState
+
+SWEEP_KEY, TRIAL_KEY, ATTEMPT_KEY = "sweep", "trial", "attempt"
+"""Metadata, by which a trial's job is found again."""
+REFUSED, INTERRUPTED = 2, 130
+"""Exit codes of a driver: bad input, which no further attempt makes better; stopped."""
+
+
+class JobServer(Protocol):
+    """What a sweep needs of `orchestrator.ray_jobs.RayJobs`."""
+
+    def submit(self, request: JobRequest) -> str: ...
+
+    def state(self, job: str) -> JobState: ...
+
+    def jobs(self) -> list[JobState]: ...
+
+    def logs(self, job: str) -> str: ...
+
+    def stop(self, job: str, *, timeout_s: float) -> JobState: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where jobs start."""
+
+    python: str
+    folder: Path | None
+    """They go there first; None: to where Ray puts the copy of `working_dir`."""
+    working_dir: Path | None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def here() -> Place:
+        """On a Ray of this machine: in this folder, with this interpreter, and with our packages also where they are not installed."""
+        ours = str(Path(__file__).resolve().parents[2])
+        search = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))
+        # a Ray of our own is shielded from SIGTERM, and its jobs with it
+        env = {"PYTHONPATH": search, "RAY_JOB_STOP_SIGNAL": "SIGINT"}
+        return Place(python=sys.executable, folder=Path.cwd(), working_dir=None, env=env)
+
+    @staticmethod
+    def cluster(working_dir: str | None, env: Mapping[str, str]) -> Place:
+        """On a cluster: in a copy of `working_dir`, with its `python`."""
+        return Place(python="python", folder=None, working_dir=Path(working_dir) if working_dir else None, env=env)
+
+
+def place_of(spec: SweepSpec) -> Place:
+    """Where the trials' drivers start. UserError where a variable that they are to get is not set."""
+    if spec.address is None:
+        return Place.here()
+    missing = [name for name in spec.env if name not in os.environ]
+    if missing:
+        raise UserError(f"--env: {missing[0]} is not set; allowed: names of variables of this environment")
+    return Place.cluster(spec.working_dir, {name: os.environ[name] for name in spec.env})
+
+
+class TrialJobs:
+    """Begins trials and judges how they ended. Every change is on disk when it is returned."""
+
+    def __init__(self, folder: SweepFolder, spec: SweepSpec, server: JobServer, place: Place) -> None:
+        self.folder, self.server = folder, server
+        self._spec, self._place = spec, place
+
+    def begin(self, trial: Trial) -> Trial:
+        """Submits the trial's next attempt: from its beginning, or from where its run directory stands."""
+        begun = replace(trial, status="running", attempts=trial.attempts + 1, job=None, begun_s=time.time(), reason="")
+        # before the job: who is killed between the two finds it by its metadata
+        self.folder.save(begun)
+        begun = replace(begun, job=self.server.submit(self._request(begun)))
+        self.folder.save(begun)
+        return begun
+
+    def _request(self, trial: Trial) -> JobRequest:
+        from orchestrator.ray_jobs import RUN_DIR_KEY, JobRequest
+
+        run_dir = self.folder.run_dir(trial)
+        words = ["resume", str(run_dir)] if self.folder.begun(trial) else ["run", str(self.folder.config_file(trial))]
+        command = shlex.join([self._place.python, "-m", "orchestrator", *words])
+        start = f"cd {shlex.quote(str(self._place.folder))} && " if self._place.folder else ""
+        return JobRequest(
+            # `exec`: a shell that waits would die of the signal that asks the driver to stop, and the exit code with it
+            entrypoint=f"{start}exec {command}",
+            name=f"sweep-{self._spec.id}-{trial.name}",
+            working_dir=self._place.working_dir,
+            env=self._place.env,
+            metadata={
+                SWEEP_KEY: self._spec.id,
+                TRIAL_KEY: trial.name,
+                ATTEMPT_KEY: str(trial.attempts),
+                RUN_DIR_KEY: str(run_dir),
+            },
+        )
+
+    def find_again(self, trial: Trial, states: list[JobState]) -> JobState | None:
+        """The job of the trial's newest attempt, where the server knows it."""
+        wanted = {SWEEP_KEY: self._spec.id, TRIAL_KEY: trial.name, ATTEMPT_KEY: str(trial.attempts)}
+        return next((state for state in states if wanted.items() <= state.metadata.items()), None)
+
+    def found(self, trial: Trial, state: JobState) -> Trial:
+        """The trial with the job that was submitted for it just before the sweep was killed."""
+        known = replace(trial, job=state.job)
+        self.folder.save(known)
+        return known
+
+    def wait_again(self, trial: Trial) -> Trial:
+        """A trial that is over is to run again."""
+        waiting = replace(trial, status="waiting")
+        self.folder.save(waiting)
+        return waiting
+
+    def ask_to_stop(self, trial: Trial) -> None:
+        """Has the trial end after its step, with a checkpoint. Does not wait for it."""
+        assert trial.job is not None
+        with suppress(PreceptorError):  # it has not ended at once, or nobody knows it any more: the next look tells
+            self.server.stop(trial.job, timeout_s=0.0)
+
+    def ended(self, trial: Trial, state: JobState | None) -> Trial:
+        """The trial after its newest attempt; `state` is None where nobody knows its job any more. Its log is kept."""
+        seconds = trial.seconds + max(0.0, time.time() - (trial.begun_s or time.time()))
+        over = replace(trial, seconds=seconds, begun_s=None)
+        log = self._keep_log(trial, state)
+        if self.folder.finished(trial):
+            over = replace(over, status="finished")
+        elif state is None:
+            # its cluster, or the sweep's own Ray, ended under it: no fault of its own
+            over = replace(over, status="waiting")
+        elif state.status == "STOPPED" or state.exit_code == INTERRUPTED:
+            over = replace(over, status="stopped")
+        else:
+            # bad input uses up every retry that there is; more of them at a `--resume` try it again
+            failures = self._spec.retries + 1 if state.exit_code == REFUSED else trial.failures + 1
+            status: Status = "waiting" if failures <= self._spec.retries else "failed"
+            over = replace(over, status=status, failures=failures, reason=reason(log, state.message))
+        self.folder.save(over)
+        return over
+
+    def _keep_log(self, trial: Trial, state: JobState | None) -> str:
+        if state is None:
+            return ""
+        try:
+            log = self.server.logs(state.job)
+        except UserError:
+            return ""
+        write_whole(self.folder.log_file(trial), log.encode())
+        return log
+
+
+def reason(log: str, message: str) -> str:
+    """Why a driver failed, in one line: what it said last, else its last line, else what Ray says."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    said = [line.removeprefix("preceptor: ") for line in lines if line.startswith("preceptor: ")]
+    return next(iter([*said[-1:], *lines[-1:], " ".join(message.split())]), "") or "it gave no reason"

@@ -1,0 +1,181 @@
+"""A sweep whose worse trials end early: asynchronous successive halving (ASHA, Li et al. 2020) by Ray Tune.
+
+Tune decides who goes on; trials are jobs and records as in every sweep. For each trial Tune has an actor that submits the job, waits at its
+ledger and reports each step that has the metric. Tune's own files are thrown away: a sweep that is gone on with reports again what the
+ledgers hold, and Tune decides anew, in another order of arrival and perhaps otherwise, about what is not over.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from orchestrator.ray_jobs import RayJobs
+from orchestrator.sweep.records import Halving, SweepFolder, SweepSpec, Trial, metric_points
+from orchestrator.sweep.trial_jobs import TrialJobs, place_of
+
+if TYPE_CHECKING:
+    from orchestrator.signals import Loop
+
+SLOT = "preceptor_trial"
+"""Ray custom resource, of which each trial's actor takes one until its job has ended."""
+STEP, VALUE = "step", "value"
+"""Of what is reported to Tune."""
+POLL_S = 0.5
+STOPPING_FILE = "stopping"
+"""There while the user stops the sweep: who is ended then is not pruned."""
+LOOK_S = 2.0
+STOP_S = 1200.0
+"""Longest wait for a trial that is ended to write its checkpoint; its own `cluster.stop_timeout_s` is shorter by default."""
+
+
+def search(
+    folder: SweepFolder,
+    spec: SweepSpec,
+    address: str,
+    loop: Loop,
+    looked: Callable[[Sequence[Trial]], None],
+) -> None:
+    """Runs what is left of a search, within a Ray that has `slots(spec, trials)` of SLOT. `looked` is told of all trials every few
+    seconds; where `loop.stop_requested` is set, all end after their step."""
+    assert spec.halving is not None
+    stopping = folder.path / STOPPING_FILE
+    stopping.unlink(missing_ok=True)
+    os.environ.update(
+        {
+            "TUNE_DISABLE_SIGINT_HANDLER": "1",
+            "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+            "TUNE_FORCE_TRIAL_CLEANUP_S": str(int(STOP_S) + 60),
+        }
+    )
+    numbers = [trial.number for trial in folder.trials()]
+    with tempfile.TemporaryDirectory(prefix="preceptor-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(TrialActor, {"CPU": 0, SLOT: 1}),
+            param_space={"folder": str(folder.path), "address": address, "number": tune.grid_search(numbers)},
+            tune_config=tune.TuneConfig(scheduler=_scheduler(spec.halving, spec.mode)),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=scratch,
+                stop=_Stopper(loop, stopping),
+                callbacks=[_Watcher(folder, looked)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    looked(folder.trials())
+
+
+def slots(spec: SweepSpec, trials: Sequence[Trial]) -> int:
+    """Trials that may run at once: within `parallel` and, if all are as large as the largest, within the GPUs."""
+    largest = max(trial.gpus for trial in trials)
+    return spec.parallel if spec.gpus is None or not largest else min(spec.parallel, spec.gpus // largest)
+
+
+def _scheduler(halving: Halving, mode: str) -> ASHAScheduler:
+    return ASHAScheduler(
+        time_attr=STEP,
+        metric=VALUE,
+        mode=mode,
+        max_t=halving.max_steps,
+        grace_period=halving.grace_steps,
+        reduction_factor=halving.reduction,
+        stop_last_trials=False,  # who was never ended runs to its own end, and exports
+    )
+
+
+class _Stopper(tune.Stopper):
+    def __init__(self, loop: Loop, stopping: Path) -> None:
+        self._loop, self._stopping = loop, stopping
+
+    def __call__(self, _trial_id: str, _result: dict[str, Any]) -> bool:
+        return self.stop_all()
+
+    def stop_all(self) -> bool:
+        if self._loop.stop_requested:
+            self._stopping.touch()
+        return self._loop.stop_requested
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles what it was given with its state, which nobody reads
+        return {}
+
+
+class _Watcher(tune.Callback):
+    def __init__(self, folder: SweepFolder, looked: Callable[[Sequence[Trial]], None]) -> None:
+        self._folder, self._looked, self._at = folder, looked, float("-inf")
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002 - Tune's
+        if time.monotonic() - self._at > LOOK_S:
+            self._at = time.monotonic()
+            self._looked(self._folder.trials())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class TrialActor(tune.Trainable):
+    """One trial to Tune. It alone writes the trial's record meanwhile."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._folder = SweepFolder(Path(config["folder"]))
+        self._spec = self._folder.spec()
+        self._jobs = TrialJobs(self._folder, self._spec, RayJobs(config["address"]), place_of(self._spec))
+        self._trial = self._folder.trials()[config["number"] - 1]
+        if self._trial.status == "stopped":
+            self._trial = self._jobs.wait_again(self._trial)
+        self._last = (0, math.nan)
+
+    def step(self) -> dict[str, Any]:
+        """The next step that has the metric."""
+        assert self._spec.metric is not None
+        while True:
+            self._move()
+            points = metric_points(self._folder.run_dir(self._trial), self._spec.metric, after=self._last[0])
+            if points:
+                self._last = points[0]
+            over = not points and self._trial.status not in ("running", "waiting")
+            if over and self._trial.status == "failed":
+                raise RuntimeError(self._trial.reason)
+            if points or over:
+                return {STEP: self._last[0], VALUE: comparable(self._last[1], self._spec.mode), tune.result.DONE: over}
+            time.sleep(POLL_S)
+
+    def _move(self) -> None:
+        """The trial's job begun, or looked at."""
+        if self._trial.status == "waiting":
+            self._trial = self._jobs.begin(self._trial)
+        elif self._trial.status == "running":
+            state = self._jobs.find_again(self._trial, self._jobs.server.jobs())
+            if state is None or state.ended:
+                self._trial = self._jobs.ended(self._trial, state)
+
+    def cleanup(self) -> None:
+        """Tune has no further use for the trial: it ends after its step, with a checkpoint."""
+        if self._trial.status != "running":
+            return
+        self._jobs.ask_to_stop(self._trial)
+        deadline = time.monotonic() + STOP_S
+        while self._trial.status == "running" and time.monotonic() < deadline:
+            self._move()
+            time.sleep(POLL_S)
+        if self._trial.status == "stopped" and not (self._folder.path / STOPPING_FILE).exists():
+            self._trial = replace(self._trial, status="pruned")
+            self._folder.save(self._trial)
+
+
+def comparable(value: float, mode: str) -> float:
+    """A value that is no number is worse than any."""
+    worst = -sys.float_info.max if mode == "max" else sys.float_info.max
+    return value if math.isfinite(value) else worst

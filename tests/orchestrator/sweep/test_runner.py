@@ -1,0 +1,195 @@
+"""Who runs when, what failures and kills come to. Over a job server that runs nothing, in time that does not pass by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.errors import PreceptorError, UserError
+from orchestrator.sweep.runner import OUTAGE_S
+from orchestrator.sweep.trial_jobs import reason
+from tests.orchestrator.sweep.cluster import SPEC, Cluster, runner_of, small_sweep
+
+
+def statuses(path: Path) -> list[str]:
+    from orchestrator.sweep.records import SweepFolder
+
+    return [trial.status for trial in SweepFolder(path).trials()]
+
+
+def test_all_trials_run_in_their_order_and_no_more_at_once_than_allowed(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 5)
+    cluster = Cluster(folder, takes_s={"0001": 9.0})
+    runner_of(folder, cluster).run()
+    assert cluster.begun() == ["0001", "0002", "0003", "0004", "0005"]
+    assert cluster.most_running == 2
+    assert statuses(folder.path) == ["finished"] * 5
+    # beside the long first one the others take turns
+    assert cluster.now_s == 12.0
+
+
+def test_running_trials_hold_no_more_gpus_than_allowed(tmp_path: Path) -> None:
+    spec = replace(SPEC, parallel=8, gpus=8)
+    folder = small_sweep(tmp_path / "s", 4, gpus=[4, 4, 8, 2], spec=spec)
+    cluster = Cluster(folder)
+    together: list[list[str]] = []
+    cluster.on_pause = lambda _: together.append(cluster.running())
+    runner_of(folder, cluster).run()
+    # the large one is not passed over by the small one behind it
+    assert [now for n, now in enumerate(together) if n == 0 or now != together[n - 1]] == [
+        ["0001", "0002"],
+        ["0003"],
+        ["0004"],
+    ]
+
+
+def test_a_failure_ends_only_its_trial_and_keeps_its_log(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 3)
+    log = "step 1/9\npreceptor: policy rank 0 failed in step 2: it died; more in x.log\n"
+    cluster = Cluster(folder, plans={"0002": [("FAILED", 1, log)]})
+    runner_of(folder, cluster).run()
+    assert statuses(folder.path) == ["finished", "failed", "finished"]
+    failed = folder.trials()[1]
+    assert failed.reason == "policy rank 0 failed in step 2: it died; more in x.log"
+    assert folder.log_file(failed).read_text() == log
+
+
+def test_a_failed_trial_is_tried_again_from_where_it_stands(tmp_path: Path) -> None:
+    spec = replace(SPEC, retries=2)
+    folder = small_sweep(tmp_path / "s", 1, spec=spec)
+    cluster = Cluster(folder, plans={"0001": [("FAILED", 1, ""), ("FAILED", -9, ""), ("SUCCEEDED", 0, "")]})
+    runner_of(folder, cluster).run()
+    commands = [job.entrypoint.removeprefix("exec python -m orchestrator ") for job in cluster.jobs_by_id.values()]
+    run_dir = str(folder.path / "trials" / "0001")
+    assert commands == [f"run {folder.path}/configs/0001.yaml", f"resume {run_dir}", f"resume {run_dir}"]
+    (trial,) = folder.trials()
+    assert (trial.status, trial.attempts, trial.failures) == ("finished", 3, 2)
+
+
+def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 1, spec=replace(SPEC, retries=5))
+    cluster = Cluster(folder, plans={"0001": [("FAILED", 2, "preceptor: data.path: no such file\n")]})
+    runner_of(folder, cluster).run()
+    runner_of(folder, cluster).run()
+    assert len(cluster.jobs_by_id) == 1
+    assert folder.trials()[0].reason == "data.path: no such file"
+
+
+def test_more_retries_at_a_resume_take_up_what_failed_and_nothing_that_finished(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 2)
+    cluster = Cluster(folder, plans={"0002": [("FAILED", 1, ""), ("SUCCEEDED", 0, "")]})
+    runner_of(folder, cluster).run()
+    runner_of(folder, cluster).run()
+    assert cluster.begun() == ["0001", "0002"]
+    runner_of(folder, cluster, replace(SPEC, retries=1)).run()
+    assert cluster.begun() == ["0001", "0002", "0002"]
+    assert statuses(folder.path) == ["finished", "finished"]
+
+
+def test_a_killed_sweep_finds_its_running_jobs_again(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 3)
+    cluster = Cluster(folder)
+
+    def kill(now_s: float) -> None:
+        if now_s == 1.0:
+            raise ZeroDivisionError
+
+    cluster.on_pause = kill
+    with pytest.raises(ZeroDivisionError):
+        runner_of(folder, cluster).run()
+    assert statuses(folder.path) == ["running", "running", "waiting"]
+    # killed between the submission and the note of it
+    folder.save(replace(folder.trials()[1], job=None))
+    cluster.on_pause = lambda _: None
+    runner_of(folder, cluster).run()
+    assert cluster.begun() == ["0001", "0002", "0003"]
+    assert statuses(folder.path) == ["finished"] * 3
+
+
+def test_jobs_that_nobody_knows_any_more_go_on_and_count_for_no_failure(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 2)
+    cluster = Cluster(folder)
+
+    def restart(now_s: float) -> None:
+        if now_s == 1.0:
+            cluster.jobs_by_id.clear()
+
+    cluster.on_pause = restart
+    runner_of(folder, cluster).run()
+    assert [job.entrypoint.split()[-2] for job in cluster.jobs_by_id.values()] == ["resume", "resume"]
+    assert [(trial.status, trial.attempts, trial.failures) for trial in folder.trials()] == [("finished", 2, 0)] * 2
+
+
+def test_a_stopped_sweep_asks_each_running_trial_once_and_begins_no_more(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 4)
+    cluster = Cluster(folder, takes_s={"0001": 90.0, "0002": 90.0})
+    runner = runner_of(folder, cluster)
+
+    def interrupt(now_s: float) -> None:
+        runner.stop_requested = runner.stop_requested or now_s == 2.0
+
+    cluster.on_pause = interrupt
+    runner.run()
+    assert cluster.asked == ["0001", "0002"]
+    assert statuses(folder.path) == ["stopped", "stopped", "waiting", "waiting"]
+    runner_of(folder, cluster).run()
+    assert statuses(folder.path) == ["finished"] * 4
+    assert cluster.begun() == ["0001", "0002", "0001", "0002", "0003", "0004"]
+
+
+def test_a_silent_job_server_is_waited_for(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 2)
+    cluster = Cluster(folder)
+
+    def outage(now_s: float) -> None:
+        cluster.silent = 1.0 <= now_s < OUTAGE_S
+
+    cluster.on_pause = outage
+    runner_of(folder, cluster).run()
+    assert statuses(folder.path) == ["finished"] * 2
+    assert cluster.begun() == ["0001", "0002"]
+
+
+def test_a_job_server_that_stays_silent_ends_the_sweep_with_what_to_do(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 2)
+    cluster = Cluster(folder)
+
+    def outage(now_s: float) -> None:
+        cluster.silent = now_s >= 1.0
+
+    cluster.on_pause = outage
+    with pytest.raises(PreceptorError) as caught:
+        runner_of(folder, cluster).run()
+    assert str(caught.value) == (
+        "address: no Ray job server answers. No answer for 300 s; trials that run go on by themselves. Go on with: preceptor sweep "
+        f"--resume {folder.path}"
+    )
+
+
+def test_a_server_that_refuses_a_job_ends_the_sweep_and_the_trial_waits(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 1)
+
+    class Refusing(Cluster):
+        def submit(self, request: object) -> str:
+            raise UserError("the job server refuses: the working directory is too large")
+
+    with pytest.raises(UserError, match="too large"):
+        runner_of(folder, Refusing(folder)).run()
+    cluster = Cluster(folder)
+    runner_of(folder, cluster).run()
+    assert statuses(folder.path) == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("log", "message", "expected"),
+    [
+        ("a\npreceptor: first\npreceptor: second\n", "m", "second"),
+        ("Traceback\nMemoryError\n\n", "m", "MemoryError"),
+        ("", "Job failed\ndue to x", "Job failed due to x"),
+        ("", "", "it gave no reason"),
+    ],
+)
+def test_the_reason_is_what_the_driver_said_last(log: str, message: str, expected: str) -> None:
+    assert reason(log, message) == expected
