@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else list(argv))
     try:
         check_packages()
-        arguments.command(arguments)
+        code = arguments.command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # the reader (`| head`) has gone: nobody is left to tell, and Python's last flush must not try again
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FINE
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost place: every error becomes a message and a code
         return _tell(error, arguments)
-    return FINE
+    return FINE if code is None else int(code)
 
 
 def check_packages() -> None:
@@ -130,7 +130,7 @@ def _message(error: BaseException, arguments: argparse.Namespace) -> tuple[int, 
     if isinstance(error, ConfigError | UserError):
         return BAD_INPUT, str(error)
     if isinstance(error, PreceptorError):
-        from orchestrator.jobs import Stopped
+        from orchestrator.signals import Stopped
 
         if isinstance(error, Stopped):
             return INTERRUPTED, str(error)

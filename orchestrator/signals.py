@@ -8,10 +8,16 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from actors.errors import PreceptorError
+
 if TYPE_CHECKING:
     from orchestrator.progress import Progress
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(PreceptorError):
+    """The user asked a run to stop before its end."""
 
 
 class Loop(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.base import Commands, add_config, check_run_dir, console
+from orchestrator.commands.base import Commands, add_config, add_registry, check_run_dir, console
 
 if TYPE_CHECKING:
     from configs.schema import Stage
@@ -20,10 +20,12 @@ def register(commands: Commands) -> None:
     run.add_argument(
         "--dry-run", action="store_true", help="check config, plan, data, models and run directory; start nothing"
     )
+    add_registry(run)
     add_config(run)
     run.set_defaults(resumable=True)
     resume = commands.add("resume", _resume, "continue a run from its run directory")
     resume.add_argument("run_dir", metavar="RUN_DIR", help="the run.dir of the run")
+    add_registry(resume)
     resume.set_defaults(resumable=True)
     plan = commands.add("plan", _plan, "show what would run where, without starting anything")
     plan.add_argument("--json", action="store_true", help="as JSON")
@@ -59,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from orchestrator.progress import Progress
 
     with Progress() as progress:
-        jobs.run(config, overrides_text=arguments.overrides, progress=progress)
+        jobs.run(config, overrides_text=arguments.overrides, progress=progress, registry=arguments.registry)
 
 
 def _resume(arguments: argparse.Namespace) -> None:
@@ -68,7 +70,7 @@ def _resume(arguments: argparse.Namespace) -> None:
     from orchestrator.progress import Progress
 
     with Progress() as progress:
-        jobs.resume(arguments.run_dir, progress=progress)
+        jobs.resume(arguments.run_dir, progress=progress, registry=arguments.registry)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
