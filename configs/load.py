@@ -8,7 +8,7 @@ starts anew, as its other keys belong to another kind. Then references (`configs
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +59,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if problems:
         raise ConfigError(_title(path), problems)
     return config
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """A config from the values of one that was resolved before, such as a registry's.
+
+    Raises:
+        ConfigError: as `load_config` does, where another version made it.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError("the stored config is not valid for this version", _problems(error, {})) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.commands import looking, training
+from orchestrator.commands import experiments, looking, training
 from orchestrator.commands.base import BAD_INPUT, FAILED, FINE, INTERRUPTED, BadInput, Commands
 
-COMMANDS = (training, looking)
+COMMANDS = (training, looking, experiments)
 PACKAGES = ("configs", "actors", "orchestrator")
 
 EXAMPLES = """examples:
@@ -29,6 +29,10 @@ EXAMPLES = """examples:
   preceptor export runs/my-run out/policy --step 40        a checkpoint as a Hugging Face model
   preceptor chat runs/my-run                               talk with what it trained
   preceptor compare A B --prompts p.jsonl                  two models' answers side by side; with a judge, who wins
+  preceptor compare runs/a runs/b --html compared.html     two or more runs: metrics, curves, what their configs differ in
+  preceptor runs --where 'policy.optimizer.lr>1e-6'        the runs of the registry
+  preceptor diff runs/a runs/b                             what is not the same: config, code, data, packages
+  preceptor reproduce runs/my-run                          the same once more, or what is no longer the same
   preceptor report runs/my-run                             one screen of summary, and report.html to look at
   preceptor data inspect recipe.yaml --rows 3              rows as the model will see them
   preceptor lineage runs/my-run/export                     what it was made from, back to the data

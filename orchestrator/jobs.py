@@ -10,6 +10,7 @@ from pathlib import Path
 
 from actors.durable import write_whole
 from actors.errors import UserError
+from actors.preflight import PromptFacts, SupervisedFacts
 from configs.load import dump_config, load_config
 from configs.schema import DATA_KEY, STAGE_PREFIX, Config, Pipeline, Stage, references, stage_models
 from configs.schema.ppo import PPOStage
@@ -160,6 +161,8 @@ class DryRun:
     """Of each stage."""
     unchecked: tuple[str, ...]
     """In words: what can't be known before an earlier stage has run."""
+    facts: dict[str, PromptFacts | SupervisedFacts]
+    """Of data and models, by the stage's name, empty where there is only one; without stages whose data is still to be made."""
 
 
 def dry_run(config: Config) -> DryRun:
@@ -175,6 +178,7 @@ def dry_run(config: Config) -> DryRun:
     stages = dict(config.stages) if isinstance(config, Pipeline) else {"": config}
     plans: list[Plan] = []
     unchecked: list[str] = []
+    facts: dict[str, PromptFacts | SupervisedFacts] = {}
     origins: dict[str, str] = {}
     for name, stage in stages.items():
         check_trackers(stage.run.trackers)
@@ -190,17 +194,17 @@ def dry_run(config: Config) -> DryRun:
             unchecked.append(f"stages.{name}.{DATA_KEY}: {unmade[DATA_KEY]} does not exist yet")
         try:
             if isinstance(checked, PPOStage):
-                check_ppo(checked, unmade=frozenset(unmade))
+                facts[name] = check_ppo(checked, unmade=frozenset(unmade))
             elif isinstance(checked, RankStage):
-                check_rank(checked)
+                facts[name] = check_rank(checked)
             elif DATA_KEY not in unmade:
-                check_supervised(checked, unmade="model.model" in unmade)
+                facts[name] = check_supervised(checked, unmade="model.model" in unmade)
         except UserError as error:
             if not name:
                 raise
             raise UserError(f"stages.{name}: {error}") from error
         origins[f"{STAGE_PREFIX}{name}"] = _made_from(checked)
-    return DryRun(plans=tuple(plans), unchecked=tuple(unchecked))
+    return DryRun(plans=tuple(plans), unchecked=tuple(unchecked), facts=facts)
 
 
 def _made_from(stage: Stage) -> str:

@@ -50,7 +50,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys changed: ppo.steps=10")
 
 
-def add_registry(parser: argparse.ArgumentParser) -> None:
+def add_registry(parser: argparse._ActionsContainer) -> None:
     """Where runs are noted."""
     parser.add_argument(
         "--registry",
