@@ -196,6 +196,23 @@ def _rows(section: type[Section], prefix: str) -> Iterator[FieldRow]:
             yield from _rows(inner, inner_prefix)
 
 
+def default_keys(section: Section, prefix: str = "") -> Iterator[str]:
+    """Keys whose value is the schema's default, in sections and their lists and names too."""
+    for name, info in type(section).model_fields.items():
+        value, key = dict(section)[name], f"{prefix}{name}"
+        default = PydanticUndefined if info.is_required() else info.get_default(call_default_factory=True)
+        inner = [(key, value)]
+        if isinstance(value, tuple) and any(isinstance(one, Section) for one in value):
+            inner = [(f"{key}.{at}", one) for at, one in enumerate(value)]
+        elif isinstance(value, dict) and value:
+            inner = [(f"{key}.{named}", one) for named, one in value.items()]
+        for place, one in inner:
+            if isinstance(one, Section):
+                yield from default_keys(one, f"{place}.")
+            elif default is not PydanticUndefined and value == default:
+                yield place
+
+
 def _nested(kind: Kind, key: str) -> list[tuple[type[Section], str]]:
     """The sections inside a place, with the prefix of their keys."""
     alternatives = kind.alternatives

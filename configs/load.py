@@ -1,13 +1,14 @@
 """From YAML files and overrides to a frozen config, and back to YAML.
 
-A file may name one `base:` file, relative to itself, which may name another: mappings are merged, everything else is replaced, the
-nearest file wins and overrides win over files. A section whose `kind` changes starts anew, as its other keys belong to another kind.
+A file may name a `base:` file or a list of them, relative to itself, which may name others: mappings are merged, everything else is
+replaced, a later base wins over an earlier one, the nearest file over its bases, overrides over files. A section whose `kind` changes
+starts anew, as its other keys belong to another kind. Then references (`configs.references`) are resolved.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from configs.errors import ConfigError, Problem
 from configs.fields import ROOT, STAGES, FieldRow, Kind, describe, either, kind_text, locate, schema_json, tag_of
+from configs.references import escape, resolve
 from configs.schema import Config, Pipeline, references
 from configs.schema.base import Section
 from configs.yaml_file import Origins, quote, read_value, read_yaml, write_yaml
@@ -37,6 +39,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply_override(values, origins, override)
     problems = _share_sections(values, origins) if values.get("stage") == "pipeline" else []
+    values, origins, bad_references = resolve(values, origins)
+    if bad_references:
+        raise ConfigError(_title(path), bad_references)
     try:
         config = _ADAPTER.validate_python(values)
     except ValidationError as error:
@@ -54,6 +59,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if problems:
         raise ConfigError(_title(path), problems)
     return config
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """A config from the values of one that was resolved before, such as a registry's.
+
+    Raises:
+        ConfigError: as `load_config` does, where another version made it.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError("the stored config is not valid for this version", _problems(error, {})) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +110,7 @@ def load_options(section: type[S], options: Sequence[Option], overrides: Sequenc
 
 def dump_config(config: Config) -> str:
     """YAML of the resolved config, every field written out. `load_config` reads it back to an equal config."""
-    return write_yaml(config.model_dump(mode="json"))
+    return write_yaml(escape(config.model_dump(mode="json")))
 
 
 def _title(path: str | Path) -> str:
@@ -116,15 +133,26 @@ def _read_chain(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Or
         raise ConfigError(f"{error.title} [base of {below[-1]}]", error.problems) from None
     if "base" not in values:
         return values, origins
-    base = values.pop("base")
-    if not isinstance(base, str) or not base:
-        problem = Problem(
-            key="base", got=f"got {quote(base)}", allowed="one path, relative to this file", origin=origins[("base",)]
-        )
-        raise ConfigError(_title(path), [problem])
-    merged, merged_origins = _read_chain(path.parent / base, (*below, path))
+    merged: dict[str, Any] = {}
+    merged_origins: Origins = {}
+    for base in _bases(values.pop("base"), path, origins):
+        one, one_origins = _read_chain(path.parent / base, (*below, path))
+        _merge(merged, one, merged_origins, one_origins, ())
     _merge(merged, values, merged_origins, origins, ())
     return merged, merged_origins
+
+
+def _bases(base: Any, path: Path, origins: Origins) -> list[str]:
+    bases = base if isinstance(base, list) else [base]
+    if not bases or not all(isinstance(one, str) and one for one in bases):
+        problem = Problem(
+            key="base",
+            got=f"got {quote(base)}",
+            allowed="one path, or a list of paths, relative to this file",
+            origin=origins[("base",)],
+        )
+        raise ConfigError(_title(path), [problem])
+    return bases
 
 
 def _merge(

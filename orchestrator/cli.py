@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.commands import gpus, jobs, kubernetes, looking, sweep, training
+from orchestrator.commands import experiments, gpus, jobs, kubernetes, looking, sweep, training
 from orchestrator.commands.base import BAD_INPUT, FAILED, FINE, INTERRUPTED, BadInput, Commands
 
-COMMANDS = (training, looking, sweep, jobs, kubernetes, gpus)
+COMMANDS = (training, looking, experiments, sweep, jobs, kubernetes, gpus)
 PACKAGES = ("configs", "actors", "orchestrator")
 
 EXAMPLES = """examples:
@@ -29,6 +29,10 @@ EXAMPLES = """examples:
   preceptor export runs/my-run out/policy --step 40        a checkpoint as a Hugging Face model
   preceptor chat runs/my-run                               talk with what it trained
   preceptor compare A B --prompts p.jsonl                  two models' answers side by side; with a judge, who wins
+  preceptor compare runs/a runs/b --html compared.html     two or more runs: metrics, curves, what their configs differ in
+  preceptor runs --where 'policy.optimizer.lr>1e-6'        the runs of the registry
+  preceptor diff runs/a runs/b                             what is not the same: config, code, data, packages
+  preceptor reproduce runs/my-run                          the same once more, or what is no longer the same
   preceptor report runs/my-run                             one screen of summary, and report.html to look at
   preceptor submit recipe.yaml --follow                    train as a job of a Ray cluster; then jobs, logs, stop
   preceptor sweep recipe.yaml 'ppo.gamma=[0.9,1.0]' --dir runs/gammas   one run for each value
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else list(argv))
     try:
         check_packages()
-        arguments.command(arguments)
+        code = arguments.command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # the reader (`| head`) has gone: nobody is left to tell, and Python's last flush must not try again
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FINE
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost place: every error becomes a message and a code
         return _tell(error, arguments)
-    return FINE
+    return FINE if code is None else int(code)
 
 
 def check_packages() -> None:
@@ -132,7 +136,7 @@ def _message(error: BaseException, arguments: argparse.Namespace) -> tuple[int, 
     if isinstance(error, ConfigError | UserError):
         return BAD_INPUT, str(error)
     if isinstance(error, PreceptorError):
-        from orchestrator.jobs import Stopped
+        from orchestrator.signals import Stopped
 
         if isinstance(error, Stopped):
             return INTERRUPTED, str(error)

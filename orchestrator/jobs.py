@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.durable import write_whole
-from actors.errors import PreceptorError, UserError
+from actors.errors import UserError
+from actors.preflight import PromptFacts, SupervisedFacts
 from configs.load import dump_config, load_config
 from configs.schema import DATA_KEY, STAGE_PREFIX, Config, Pipeline, Stage, references, stage_models
 from configs.schema.ppo import PPOStage
@@ -18,12 +19,15 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.ledger import create_only, num_committed
 from orchestrator.lineage import lineage_of, write_lineage
 from orchestrator.machine import local_machine
-from orchestrator.plan import Plan, check_groups, made_by, make_plan, plan_json
+from orchestrator.plan import Plan, check_groups, made_by, make_plan, num_gpus, plan_json
 from orchestrator.progress import DRIVER_LOG, Progress
+from orchestrator.registry.address import address_of
+from orchestrator.registry.recorder import Recorder, recording
 from orchestrator.run_dir import (
     CONFIG_FILE,
     DONE_FILE,
     EXPORT_FOLDER,
+    OVERRIDES_FILE,
     RANKINGS_FILE,
     existing_run,
     locked,
@@ -32,17 +36,15 @@ from orchestrator.run_dir import (
     require_writable,
     same_plan,
 )
-from orchestrator.signals import interruptible
+from orchestrator.signals import Stopped, interruptible
 from orchestrator.surroundings import cluster_address, place_of_run
 from orchestrator.trackers import check_trackers, trackers
 
 
-class Stopped(PreceptorError):
-    """The user asked a run to stop before its end."""
-
-
-def run(config: Config, *, overrides_text: Sequence[str], progress: Progress) -> None:
+def run(config: Config, *, overrides_text: Sequence[str], progress: Progress, registry: str | None = None) -> None:
     """Runs a config from its start. Where it is refused before anything has begun, the run directory is left as it was found.
+
+    `registry`: its address, as `--registry` takes it; without one the environment says where it is.
 
     Raises:
         UserError, ConfigError: for bad input.
@@ -50,25 +52,29 @@ def run(config: Config, *, overrides_text: Sequence[str], progress: Progress) ->
         Stopped: where the user stopped it.
     """
     check_groups(config)
+    address = address_of(registry)
     with (
         interruptible(),
         new_run(place_of_run(config.run.dir), dump_config(config)) as run_dir,
         progress.log_to(run_dir / DRIVER_LOG),
+        recording(address, progress.note) as recorder,
     ):
-        write_whole(run_dir / "overrides.json", json.dumps(list(overrides_text)).encode())
-        _run_stages(config, run_dir, progress)
+        write_whole(run_dir / OVERRIDES_FILE, json.dumps(list(overrides_text)).encode())
+        _run_stages(config, run_dir, progress, recorder)
 
 
-def run_or_resume(config: Config, *, overrides_text: Sequence[str], progress: Progress) -> None:
+def run_or_resume(
+    config: Config, *, overrides_text: Sequence[str], progress: Progress, registry: str | None = None
+) -> None:
     """Runs a config, or goes on where `run.dir` holds its run already: what is tried again by a machine does not know which.
 
     Raises:
         UserError: where `run.dir` holds the run of another config; and as `run` and `resume` do.
     """
     try:
-        folder = require_run(config.run.dir)
+        folder = require_run(place_of_run(config.run.dir))
     except UserError:
-        run(config, overrides_text=overrides_text, progress=progress)
+        run(config, overrides_text=overrides_text, progress=progress, registry=registry)
         return
     begun = load_config(folder / CONFIG_FILE)
     if begun != config:
@@ -79,7 +85,7 @@ def run_or_resume(config: Config, *, overrides_text: Sequence[str], progress: Pr
             "holds the run of this very config"
         )
     progress.note(f"{folder} holds this run: it goes on")
-    resume(config.run.dir, progress)
+    resume(config.run.dir, progress, registry=registry)
 
 
 def _differing(before: object, now: object, key: str = "") -> Iterator[str]:
@@ -91,29 +97,30 @@ def _differing(before: object, now: object, key: str = "") -> Iterator[str]:
         yield key
 
 
-def resume(run_dir: str, progress: Progress) -> None:
+def resume(run_dir: str, progress: Progress, *, registry: str | None = None) -> None:
     """Goes on with a run from its newest whole checkpoint and its ledger. A run that is done says so and does nothing."""
+    address = address_of(registry)
     with interruptible(), existing_run(place_of_run(run_dir)) as folder:
         config = load_config(folder / CONFIG_FILE)
         if (folder / DONE_FILE).exists():
             progress.note(f"{folder} is finished; nothing is left to do")
             return
-        with progress.log_to(folder / DRIVER_LOG):
-            _run_stages(config, folder, progress)
+        with progress.log_to(folder / DRIVER_LOG), recording(address, progress.note) as recorder:
+            _run_stages(config, folder, progress, recorder)
 
 
-def _run_stages(config: Config, run_dir: Path, progress: Progress) -> None:
+def _run_stages(config: Config, run_dir: Path, progress: Progress, recorder: Recorder) -> None:
     if not isinstance(config, Pipeline):
-        finished = _run_stage(config, run_dir, progress)
+        finished = _run_stage(config, run_dir, progress, recorder)
     else:
-        finished = all(_run_one_of(config, name, run_dir, progress) for name in config.stages)
+        finished = all(_run_one_of(config, name, run_dir, progress, recorder) for name in config.stages)
         if finished:
             write_whole(run_dir / DONE_FILE, json.dumps({"stages": list(config.stages)}).encode())
     if not finished:
         raise Stopped(f"stopped; everything committed is kept. Go on with: preceptor resume {run_dir}")
 
 
-def _run_one_of(config: Pipeline, name: str, run_dir: Path, progress: Progress) -> bool:
+def _run_one_of(config: Pipeline, name: str, run_dir: Path, progress: Progress, recorder: Recorder) -> bool:
     """Runs a stage of a pipeline, or goes on with it. True where it came to its end, now or before."""
     stage, folder = config.stages[name], run_dir / name
     if (folder / DONE_FILE).exists():
@@ -125,22 +132,27 @@ def _run_one_of(config: Pipeline, name: str, run_dir: Path, progress: Progress) 
     with locked(folder):
         with suppress(FileExistsError):
             create_only(folder / CONFIG_FILE, dump_config(resolved).encode())
-        return _run_stage(resolved, folder, progress)
+        return _run_stage(resolved, folder, progress, recorder, pipeline=run_dir)
 
 
-def _run_stage(config: Stage, run_dir: Path, progress: Progress) -> bool:
-    """True where the stage came to its end, False where it was asked to stop before."""
+def _run_stage(
+    config: Stage, run_dir: Path, progress: Progress, recorder: Recorder, *, pipeline: Path | None = None
+) -> bool:
+    """True where the stage came to its end, False where it was asked to stop before. `pipeline`: the folder of the one it is part of."""
     from orchestrator.stages import run_ppo, run_rank, run_supervised
 
     def on_ready(plan: Plan) -> None:
         """Everything that could be checked is right: from here the run directory holds a run."""
         same_plan(run_dir, plan_json(plan), deterministic=config.run.deterministic, note=progress.note)
+        if pipeline is not None and not recorder.has(pipeline):
+            recorder.begin(pipeline, num_gpus=0)
+        recorder.begin(run_dir, num_gpus=num_gpus(plan))
 
     check_trackers(config.run.trackers)
     last = num_committed(run_dir)
     with (
         trackers(config.run, run_dir, config.model_dump(), last_step=last, note=progress.note) as watching,
-        progress.tracking(watching),
+        progress.tracking(watching, recorder),
     ):
         if isinstance(config, PPOStage):
             exported = run_ppo(config, run_dir, progress, on_ready)
@@ -151,6 +163,7 @@ def _run_stage(config: Stage, run_dir: Path, progress: Progress) -> bool:
     if exported is not None:
         write_lineage(run_dir / EXPORT_FOLDER, lineage_of(config, run_dir, role=made_by(config), step=exported))
         write_whole(run_dir / DONE_FILE, json.dumps({"stage": config.stage}).encode())
+        recorder.end(run_dir, "finished")
         what = "rankings" if isinstance(config, RankStage) else "model for transformers and vLLM"
         progress.note(f"done: {run_dir / EXPORT_FOLDER} holds the {what}")
     return exported is not None
@@ -184,6 +197,8 @@ class DryRun:
     """Of each stage."""
     unchecked: tuple[str, ...]
     """In words: what can't be known before an earlier stage has run."""
+    facts: dict[str, PromptFacts | SupervisedFacts]
+    """Of data and models, by the stage's name, empty where there is only one; without stages whose data is still to be made."""
 
 
 def dry_run(config: Config) -> DryRun:
@@ -200,6 +215,7 @@ def dry_run(config: Config) -> DryRun:
     stages = dict(config.stages) if isinstance(config, Pipeline) else {"": config}
     plans: list[Plan] = []
     unchecked: list[str] = []
+    facts: dict[str, PromptFacts | SupervisedFacts] = {}
     origins: dict[str, str] = {}
     for name, stage in stages.items():
         check_trackers(stage.run.trackers)
@@ -215,17 +231,17 @@ def dry_run(config: Config) -> DryRun:
             unchecked.append(f"stages.{name}.{DATA_KEY}: {unmade[DATA_KEY]} does not exist yet")
         try:
             if isinstance(checked, PPOStage):
-                check_ppo(checked, unmade=frozenset(unmade))
+                facts[name] = check_ppo(checked, unmade=frozenset(unmade))
             elif isinstance(checked, RankStage):
-                check_rank(checked)
+                facts[name] = check_rank(checked)
             elif DATA_KEY not in unmade:
-                check_supervised(checked, unmade="model.model" in unmade)
+                facts[name] = check_supervised(checked, unmade="model.model" in unmade)
         except UserError as error:
             if not name:
                 raise
             raise UserError(f"stages.{name}: {error}") from error
         origins[f"{STAGE_PREFIX}{name}"] = _made_from(checked)
-    return DryRun(plans=tuple(plans), unchecked=tuple(unchecked))
+    return DryRun(plans=tuple(plans), unchecked=tuple(unchecked), facts=facts)
 
 
 def _made_from(stage: Stage) -> str:

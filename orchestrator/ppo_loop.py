@@ -96,7 +96,7 @@ class PPOLoop:
             self.waiter.step = self.position.step + 1
             entry = self._step(self.position.step + 1)
             self._commit(entry)
-            self.progress.step(entry.step, entry.metrics)
+            self.progress.step(entry.step, entry.metrics, entry.digests.step)
             self._evaluate()
         self._checkpoint()
         if self.position.step == self.config.ppo.steps:

@@ -22,6 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from orchestrator.registry.recorder import Recorder
     from orchestrator.trackers import Guarded
 
 DRIVER_LOG = "logs/driver.log"
@@ -63,6 +64,7 @@ class Progress:
         self._mean_s: float | None = None
         self._live: Live | None = None
         self._trackers: Sequence[Guarded] = ()
+        self._recorder: Recorder | None = None
 
     def __enter__(self) -> Self:
         sys.stdout.flush()
@@ -111,8 +113,8 @@ class Progress:
             self._shown, self._mean_s = "", None
             self._step_ended = time.monotonic()
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A step is done: its number (from 1) and its metrics (see `SHOWN`)."""
+    def step(self, step: int, metrics: Mapping[str, float], digest: str = "") -> None:
+        """A step is done: its number (from 1), its metrics (see `SHOWN`) and its digest in the ledger."""
         with self._lock:
             now = time.monotonic()
             seconds, self._step_ended = now - self._step_ended, now
@@ -124,20 +126,24 @@ class Progress:
         self._print(line)
         for tracker in self._trackers:
             tracker.log(step, metrics)
+        if self._recorder is not None:
+            self._recorder.step(step, metrics, digest)
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Further metrics of a step (0: before the first), for the trackers alone."""
+        """Further metrics of a step (0: before the first), for trackers and registry alone."""
         for tracker in self._trackers:
             tracker.add(step, metrics)
+        if self._recorder is not None:
+            self._recorder.track(step, metrics)
 
     @contextmanager
-    def tracking(self, trackers: Sequence[Guarded]) -> Iterator[None]:
+    def tracking(self, trackers: Sequence[Guarded], recorder: Recorder | None = None) -> Iterator[None]:
         """Within the block every step's metrics go to these too."""
-        self._trackers = trackers
+        self._trackers, self._recorder = trackers, recorder
         try:
             yield
         finally:
-            self._trackers = ()
+            self._trackers, self._recorder = (), None
 
     def note(self, text: str) -> None:
         """One line of text."""

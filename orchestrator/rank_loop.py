@@ -61,7 +61,7 @@ class RankLoop:
             entry = self._rank(under_way.popleft())
             self.ledger.commit(entry)
             self.step = entry.step
-            self.progress.step(entry.step, entry.metrics)
+            self.progress.step(entry.step, entry.metrics, entry.digest)
         if self.finished:
             with self.progress.phase("export"):
                 self._export()

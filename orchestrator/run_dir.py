@@ -18,6 +18,7 @@ from configs.errors import ConfigError
 from orchestrator.ledger import create_only, num_committed
 
 CONFIG_FILE = "config.yaml"
+OVERRIDES_FILE = "overrides.json"
 PLAN_FILE = "plan.json"
 DONE_FILE = "done.json"
 DATA_FILE = "data.json"

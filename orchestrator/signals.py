@@ -8,7 +8,13 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
 
+from actors.errors import PreceptorError
+
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(PreceptorError):
+    """The user asked a run to stop before its end."""
 
 
 class Loop(Protocol):

@@ -78,7 +78,7 @@ class SupervisedLoop:
             self.waiter.step = self.step + 1
             entry = self._step(self.step + 1)
             self._commit(entry, again=entry.step <= committed)
-            self.progress.step(entry.step, entry.metrics)
+            self.progress.step(entry.step, entry.metrics, entry.digest)
         self._checkpoint()
         if self.finished:
             self._export()

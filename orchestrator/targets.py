@@ -28,13 +28,13 @@ def check_target(path: str, option: str) -> Path:
     return target
 
 
-def write_target(target: Path, text: str, option: str) -> None:
+def write_target(target: Path, content: str | bytes, option: str) -> None:
     """Writes the file. What models wrote may be no text: it is written all the same.
 
     Raises:
         UserError: naming the option.
     """
     try:
-        write_whole(target, text.encode("utf-8", "replace"))
+        write_whole(target, content.encode("utf-8", "replace") if isinstance(content, str) else content)
     except OSError as error:
         raise UserError(f"{option}: {target} can't be written ({error.strerror}); {ALLOWED}") from error

@@ -8,6 +8,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+# No test writes into the registry of whoever runs it: a test that needs one names its own.
+os.environ["PRECEPTOR_REGISTRY"] = "off"
+
 # Set before any test module imports a library that reads them; a value given from outside wins.
 for name, value in {
     "HF_HUB_OFFLINE": "1",  # a missing file is an error, never a download

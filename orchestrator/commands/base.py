@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 FINE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
+"""What it returns is the exit code; None is fine."""
 
 
 class BadInput(Exception):
@@ -47,6 +48,15 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """A config file and the keys changed in it."""
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys changed: ppo.steps=10")
+
+
+def add_registry(parser: argparse._ActionsContainer) -> None:
+    """Where runs are noted."""
+    parser.add_argument(
+        "--registry",
+        metavar="URL",
+        help="sqlite:////file.db, postgresql://user@host/database, or off; default: see docs",
+    )
 
 
 def check_run_dir(run_dir: str) -> None:

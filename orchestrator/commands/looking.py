@@ -24,7 +24,11 @@ def register(commands: Commands) -> None:
     talk.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="default: bf16")
     talk.add_argument("--seed", type=int, default=0, help="default: 0")
     compare.add_arguments(
-        commands.add("compare", _compare, "show two models' answers to the same prompts side by side, and who wins")
+        commands.add(
+            "compare",
+            _compare,
+            "compare runs (metrics, curves, configs), or with --prompts two models' answers to the same prompts",
+        )
     )
     inspect = commands.family("data", "look at data").add(
         "inspect", _inspect, "show rows as the model will see them: tokens, which of them are learned, what was cut"

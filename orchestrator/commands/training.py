@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.base import Commands, add_config, check_run_dir, console
+from orchestrator.commands.base import Commands, add_config, add_registry, check_run_dir, console
 
 if TYPE_CHECKING:
     from configs.schema import Stage
@@ -25,10 +25,12 @@ def register(commands: Commands) -> None:
         action="store_true",
         help="go on where run.dir holds the run of this very config: for schedulers that try again",
     )
+    add_registry(run)
     add_config(run)
     run.set_defaults(resumable=True)
     resume = commands.add("resume", _resume, "continue a run from its run directory")
     resume.add_argument("run_dir", metavar="RUN_DIR", help="the run.dir of the run")
+    add_registry(resume)
     resume.set_defaults(resumable=True)
     plan = commands.add("plan", _plan, "show what would run where, without starting anything")
     plan.add_argument("--json", action="store_true", help="as JSON")
@@ -67,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     start = jobs.run_or_resume if arguments.resume_if_begun else jobs.run
     with Progress() as progress:
-        start(config, overrides_text=arguments.overrides, progress=progress)
+        start(config, overrides_text=arguments.overrides, progress=progress, registry=arguments.registry)
 
 
 def _resume(arguments: argparse.Namespace) -> None:
@@ -79,7 +81,7 @@ def _resume(arguments: argparse.Namespace) -> None:
     from orchestrator.progress import Progress
 
     with Progress() as progress:
-        jobs.resume(arguments.run_dir, progress=progress)
+        jobs.resume(arguments.run_dir, progress=progress, registry=arguments.registry)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -245,10 +245,10 @@ def test_an_index_outside_a_list_is_refused(ppo: Path) -> None:
             ],
         ),
         (
-            "base: [a, b]\n",
+            "base: [a, 2]\n",
             [
                 "a.yaml is not a valid config:",
-                "base: got ['a', 'b']; allowed: one path, relative to this file (a.yaml line 1)",
+                "base: got ['a', 2]; allowed: one path, or a list of paths, relative to this file (a.yaml line 1)",
             ],
         ),
     ],

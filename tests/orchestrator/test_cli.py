@@ -16,6 +16,7 @@ from configs.load import schema_json
 from orchestrator import cli, jobs
 from orchestrator.commands.training import STAGES
 from orchestrator.progress import DRIVER_LOG
+from orchestrator.signals import Stopped
 from tests.tiny_models import make_tiny_causal_lm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,7 +258,7 @@ def raising(error: BaseException) -> Callable[..., None]:
     [
         (RoleFailed("critic", 1, 7, "out of memory"), 1, "critic rank 1 failed in step 7: out of memory; more in LOG"),
         (UserError("data.path: no such file"), 2, "data.path: no such file"),
-        (jobs.Stopped("stopped; go on with resume"), 130, "stopped; go on with resume"),
+        (Stopped("stopped; go on with resume"), 130, "stopped; go on with resume"),
         (KeyboardInterrupt(), 130, "interrupted; `preceptor resume RUN` continues"),
         (
             ZeroDivisionError("division\nby zero"),
