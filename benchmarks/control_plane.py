@@ -22,7 +22,7 @@ from benchmarks.fake_groups import Counts, FakeGroup, FakeWaiter, RayCosts, Worl
 from benchmarks.table import Cell, Table, machine_line
 from configs.schema.ppo import PPOStage
 from orchestrator.launch import Launched
-from orchestrator.plan import make_plan
+from orchestrator.plan import PPOPlan, make_plan
 from orchestrator.ppo_loop import PPOLoop
 from orchestrator.progress import Progress
 
@@ -140,6 +140,7 @@ def run(size: Layout, run_dir: Path, costs: RayCosts | None) -> tuple[World, _Si
     """`STEPS` steps of the real loop, with the orchestrator's own time on the clock where `costs` are given."""
     config = config_of(size, run_dir)
     plan = make_plan(config, None)
+    assert isinstance(plan, PPOPlan)
     world = World(run_dir=run_dir, costs=costs)
     launched = Launched(config.cluster, config.run, run_dir)
     launched.waiter = FakeWaiter(world)

@@ -1,9 +1,9 @@
 """Groups without processes, for measuring the orchestrator alone: calls answer after simulated delays on a clock of their own.
 
 `FakeGroup` and `FakeWaiter` stand where `actors.group` meets Ray, and nowhere else: what they inherit is the real thing. A rank
-does its calls in the order in which they came, each when the results that it needs are there, as a Ray actor does. Nobody sleeps: a wait moves the
-clock, and so, where `RayCosts` are given, does what the orchestrator computes and asks of Ray meanwhile. The time that answering
-costs here is kept apart, so that it can be taken off the orchestrator's.
+does its calls in the order in which they came, each when the results that it needs are there, as a Ray actor does. Nobody sleeps: a
+wait moves the clock, and so, where `RayCosts` are given, does what the orchestrator computes and asks of Ray meanwhile. The time
+that answering costs here is kept apart, so that it can be taken off the orchestrator's.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class FakeGroup(Group):
     """A role's ranks, without processes."""
 
     def __init__(self, role: str, num_ranks: int, world: World) -> None:
-        super().__init__(role, range(num_ranks))  # type: ignore[arg-type] # numbers where handles would be
+        super().__init__(role, range(num_ranks))  # numbers where handles would be
         self._world = world
         self._free_at = [0.0] * num_ranks
 
