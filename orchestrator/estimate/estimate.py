@@ -85,7 +85,7 @@ def estimate(stage: Stage, plan: Plan, machine_bytes: float | None, names: Mappi
         time=None,
         suggestions=(),
         machine=machine,
-        warnings=tuple(tight_fits(groups, stage, plan, kinds)),
+        warnings=tuple(tight_fits(groups, plan, kinds)),
         unknown=tuple(dict.fromkeys(models.unknown)),
     )
 
@@ -199,7 +199,5 @@ def _rank(stage: RankStage, plan: RankPlan, kinds: Mapping[str, GPUKind | None],
 def _supervised(stage: Stage, plan: SupervisedPlan, models: _Models) -> Memories:
     assert not isinstance(stage, PPOStage | RankStage)
     assert stage.model.model is not None
-    found = _trained(
-        models, plan, plan.role, stage.model, stage.model.model, scalar=isinstance(stage, RewardStage)
-    )
+    found = _trained(models, plan, plan.role, stage.model, stage.model.model, scalar=isinstance(stage, RewardStage))
     return ({plan.role: trained_memory(found, sleeps=False)} if found else {}), {}

@@ -22,7 +22,10 @@ def group_memories(
     stage: Stage, plan: Plan, roles: Mapping[str, RoleMemory], kinds: Mapping[str, GPUKind | None]
 ) -> dict[str, GroupMemory]:
     """Each group whose roles are all known; function workers' groups are left out."""
-    gpus = {name: own.gpu if (own := stage.cluster.groups.get(name)) and own.gpu else stage.cluster.gpu for name in plan.groups}
+    gpus = {
+        name: own.gpu if (own := stage.cluster.groups.get(name)) and own.gpu else stage.cluster.gpu
+        for name in plan.groups
+    }
     found = {}
     for name, group in plan.groups.items():
         known = [roles[role] for role in group.roles if role in roles]
@@ -110,9 +113,7 @@ def machine_memory(plan: Plan, roles: Mapping[str, RoleMemory], limit_bytes: flo
     return MachineMemory(limit_bytes=limit_bytes, phases=tuple(phases))
 
 
-def tight_fits(
-    groups: Mapping[str, GroupMemory], stage: Stage, plan: Plan, kinds: Mapping[str, GPUKind | None]
-) -> Iterator[str]:
+def tight_fits(groups: Mapping[str, GroupMemory], plan: Plan, kinds: Mapping[str, GPUKind | None]) -> Iterator[str]:
     """What fits only just, and nodes whose memory may not do."""
     for name, group in groups.items():
         left = group.headroom_bytes

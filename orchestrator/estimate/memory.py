@@ -31,9 +31,9 @@ CUDA_PROCESS_BYTES = 1.0 * GIB
 """Assumed: context, kernels, cuBLAS and NCCL of one process on its GPU."""
 HOST_PROCESS_BYTES = 2.5 * GIB
 """Assumed: a process of a rank on a GPU, in the node's memory: Python, torch, CUDA's libraries."""
-CPU_PROCESS_BYTES = 0.8 * GIB
-"""Measured: a rank on CPU with torch, DeepSpeed and transformers, before its model."""
-CPU_ENGINE_BYTES = 1.5 * GIB
+CPU_PROCESS_BYTES = 0.4 * GIB
+"""Measured: a rank on CPU with torch, DeepSpeed and transformers, before its model; pages of libraries that all ranks share left out."""
+CPU_ENGINE_BYTES = 1.0 * GIB
 """Assumed: an engine's process on CPU before its model."""
 ENGINE_WORKING_BYTES = 2.0 * GIB
 """Assumed: what vLLM's profiling run finds an engine to need beside weights and cache, on a GPU."""
@@ -222,7 +222,9 @@ def _end_of_backward(model: TrainedModel) -> tuple[Item, ...]:
         flat = 4 * min(params, FLAT_ELEMENTS)
         items.append(_item("gradients, flat", flat, "for the ranks' sum"))
     elif stage == 2:
-        items.append(_item("gradients of a micro-batch", d * params / ranks, f"{_count(params)} x {d} bytes / {ranks} ranks"))
+        items.append(
+            _item("gradients of a micro-batch", d * params / ranks, f"{_count(params)} x {d} bytes / {ranks} ranks")
+        )
     return (*_gathered(model), *items, *_buckets(model))
 
 
@@ -354,7 +356,9 @@ def engine_memory(
 def _cpu_engine(model: EngineModel, weights: Item) -> tuple[tuple[Item, ...], float | None]:
     cache = model.rollout.kv_cache_gib * GIB
     # linear weights are packed for oneDNN: the originals are freed, except a tied head's
-    packed = 0 if not model.shape.tied else BYTES[model.rollout.dtype] * model.shape.vocab_size * model.shape.hidden_size
+    packed = (
+        0 if not model.shape.tied else BYTES[model.rollout.dtype] * model.shape.vocab_size * model.shape.hidden_size
+    )
     return (
         weights,
         *([_item("packed head", packed, "oneDNN's copy of the tied head")] if packed else []),

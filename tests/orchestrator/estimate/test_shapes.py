@@ -100,7 +100,10 @@ def test_cache_of_latent_attention_is_its_narrow_vector() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({**SMALL, "model_type": "mamba"}, "org/m: its architecture 'mamba' is not among those known here: deepseek_v3, "),
+        (
+            {**SMALL, "model_type": "mamba"},
+            "org/m: its architecture 'mamba' is not among those known here: deepseek_v3, ",
+        ),
         (SMALL, "org/m: its architecture None is not among those known here"),
         (
             {**SMALL, "model_type": "llama", "hidden_size": "wide"},
