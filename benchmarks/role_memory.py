@@ -13,6 +13,7 @@ import gc
 import multiprocessing
 import os
 import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -230,6 +231,7 @@ def compare(folder: Path, cases: Sequence[Case]) -> Table:
         expected, found = predicted(folder, case), measure(folder, case)
         cells = [f"{expected[p] / MIB:.0f} / {found[p] / MIB:.0f} ({expected[p] / found[p] - 1:+.0%})" for p in PHASES]
         rows.append((case.name, *cells))
+        print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
     return Table(title="Ranks of the policy on CPU", columns=("case", *PHASES), rows=tuple(rows), note=NOTE)
 
 

@@ -28,7 +28,7 @@ GIB, MIB = 1024**3, 1024**2
 BILLION = 10**9
 
 CUDA_PROCESS_BYTES = 0.75 * GIB
-"""Assumed: context, kernels, cuBLAS and NCCL of one process on its GPU. vLLM reports 0.35 GiB without NCCL on an RTX 3090 (its issue 10517)."""
+"""Assumed: context, kernels, cuBLAS and NCCL of one process on its GPU. vLLM reports 0.35 GiB without NCCL (its issue 10517, RTX 3090)."""
 HOST_PROCESS_BYTES = 2.5 * GIB
 """Assumed: a process of a rank on a GPU, in the node's memory: Python, torch, CUDA's libraries."""
 CPU_PROCESS_BYTES = 0.4 * GIB
