@@ -114,6 +114,34 @@ def test_groups_of_their_own_never_sleep(config: Path) -> None:
     assert sync.note == "policy works, critic works, reference waits"
 
 
+def test_groups_of_different_gpus_are_held_against_their_own(config: Path) -> None:
+    found, _ = estimated(config, "rollout.group=engines", "cluster.groups.engines.gpu=l40s")
+    assert {name: group.gpu for name, group in found.groups.items()} == {"all": "h100-80gb", "engines": "l40s"}
+    assert found.groups["engines"].limit_bytes == pytest.approx(44.3 * GIB)
+    # 0.4 of its own GPU is what the engine takes
+    assert found.roles["rollout"].resident_bytes == pytest.approx(0.4 * 44.3 * GIB)
+
+
+def test_stage_rank_has_engines_alone(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        """\
+stage: rank
+run: {dir: runs/r}
+cluster: {device: cuda, gpu: a100-80gb, address: auto}
+data: {path: p.jsonl}
+policy: {model: Qwen/Qwen3-8B}
+rollout: {dtype: bf16, responses_per_prompt: 4}
+annotator: {function: "examples.bandit:pays"}
+""",
+        "utf-8",
+    )
+    found, _ = estimated(path)
+    assert set(found.roles) == {"rollout"} and set(found.groups) == {"rollout"}
+    assert [phase.name for phase in found.groups["rollout"].phases] == ["generate"]
+    assert found.engines["rollout"].sequences > 1
+
+
 def test_a_machine_holds_all_ranks(config: Path) -> None:
     overrides = (
         *("cluster.device=cpu", "cluster.address=null", "cluster.num_cpus=1", "rollout.kv_cache_gib=2.0"),
