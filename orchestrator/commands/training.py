@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.base import Commands, add_config, add_registry, check_run_dir, console
+from orchestrator.commands.base import BadInput, Commands, add_config, add_registry, check_run_dir, console
 
 if TYPE_CHECKING:
-    from configs.schema import Stage
+    from orchestrator.estimate.steps import Lengths
 
 STAGES = ("pretrain", "sft", "rank", "reward", "dpo", "ppo", "pipeline")
 """Every `stage` of the schema, in the order of a model's development."""
@@ -19,6 +20,9 @@ def register(commands: Commands) -> None:
     run = commands.add("run", _run, "train what a config asks for, in a new run directory")
     run.add_argument(
         "--dry-run", action="store_true", help="check config, plan, data, models and run directory; start nothing"
+    )
+    run.add_argument(
+        "--skip-memory-check", action="store_true", help="start even where the estimate says that memory will not do"
     )
     run.add_argument(
         "--resume-if-begun",
@@ -34,6 +38,10 @@ def register(commands: Commands) -> None:
     resume.set_defaults(resumable=True)
     plan = commands.add("plan", _plan, "show what would run where, without starting anything")
     plan.add_argument("--json", action="store_true", help="as JSON")
+    plan.add_argument("--picture", metavar="FILE", help="draw the GPUs of a step over its time: a .png or .svg file")
+    for name, what in (("prompt", "prompt"), ("response", "answer")):
+        text = f"mean tokens of a {what} where time is estimated; default: as long as the config allows"
+        plan.add_argument(f"--{name}-tokens", type=float, metavar="N", help=text)
     add_config(plan)
     export = commands.add("export", _export, "write a checkpoint as a Hugging Face model")
     export.add_argument("run_dir", metavar="RUN_DIR", help="the run.dir of the run")
@@ -48,11 +56,15 @@ def register(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from configs.load import load_config
 
-    config = load_config(arguments.config, arguments.overrides)
-    from orchestrator import jobs
     from orchestrator.surroundings import place_of_run
 
+    config = load_config(arguments.config, arguments.overrides)
     arguments.run_dir = place_of_run(config.run.dir)
+    if not arguments.skip_memory_check:
+        from orchestrator.estimate.preflight import check_memory
+
+        check_memory(config)
+    from orchestrator import jobs
 
     if arguments.dry_run:
         from orchestrator.plan import describe_plan
@@ -86,28 +98,43 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from configs.load import load_config
-    from configs.schema import Pipeline
-    from orchestrator.machine import local_machine
-    from orchestrator.plan import check_groups, describe_plan, make_plan, plan_json
-    from orchestrator.surroundings import cluster_address
+    from orchestrator.estimate.picture import check_picture, write_pictures
+    from orchestrator.estimate.preflight import plan_stages
 
+    lengths = _lengths(arguments)
+    picture = check_picture(arguments.picture) if arguments.picture is not None else None
     config = load_config(arguments.config, arguments.overrides)
-    check_groups(config)
-    stages: dict[str, Stage] = config.stages if isinstance(config, Pipeline) else {str(config.stage): config}
-    # what a cluster has is known when it is joined
-    addresses = {name: cluster_address(stage.cluster) for name, stage in stages.items()}
-    machines = {name: local_machine() if address is None else None for name, address in addresses.items()}
-    plans = {name: make_plan(stage, machines[name]) for name, stage in stages.items()}
+    planned = plan_stages(config, lengths)
+    if picture is not None:
+        write_pictures(planned, arguments.config, picture)
     if arguments.json:
-        joined = ",\n".join(f'"{name}": {plan_json(plan)}' for name, plan in plans.items())
-        print(f"{{\n{joined}\n}}" if isinstance(config, Pipeline) else plan_json(plans[str(config.stage)]))
+        import json
+
+        from orchestrator.estimate.describe import planned_json
+
+        print(json.dumps(planned_json(config, planned), indent=2))
         return
+    from orchestrator.estimate.describe import describe_estimate
+    from orchestrator.estimate.describe_time import describe_time, total_line
+    from orchestrator.plan import describe_plan
+
     out = console()
-    for name, plan in plans.items():
-        machine = machines[name]
-        where = f"{machine.num_cpus} cores, {machine.num_gpus} GPUs" if machine else addresses[name]
-        out.print(f"stage {name} on {machine.where if machine else 'the Ray cluster at'} ({where})")
-        out.print(describe_plan(plan), "")
+    for name, stage in planned.items():
+        out.print(f"stage {name} on {stage.where}")
+        out.print(describe_plan(stage.plan), "")
+        out.print(describe_estimate(stage.estimate, stage.plan), "")
+        out.print(describe_time(stage.estimate))
+    if sum(stage.estimate.time is not None for stage in planned.values()) > 1:
+        out.print(total_line(stage.estimate for stage in planned.values()))
+
+
+def _lengths(arguments: argparse.Namespace) -> Lengths:
+    from orchestrator.estimate.steps import Lengths
+
+    for name, tokens in (("prompt", arguments.prompt_tokens), ("response", arguments.response_tokens)):
+        if tokens is not None and not 1 <= tokens < math.inf:
+            raise BadInput(f"--{name}-tokens: got {tokens:g}; allowed: a number of at least 1")
+    return Lengths(prompt_tokens=arguments.prompt_tokens, response_tokens=arguments.response_tokens)
 
 
 def _export(arguments: argparse.Namespace) -> None:
