@@ -13,6 +13,7 @@ from benchmarks.table import Cell, Table
 from configs.gpus import gpu_kind
 from configs.schema.engine import EngineConfig
 from configs.schema.rollout import RolloutConfig
+from orchestrator.estimate.efficiencies import Efficiencies
 from orchestrator.estimate.roofline import Engines, Hardware, Sharded
 from orchestrator.estimate.work import Batch, ModelWork
 
@@ -217,7 +218,7 @@ def training_table() -> Table:
         estimated = each.estimated()
         rows.append((work, recomputed, each.published, estimated, estimated / each.published, each.source))
     columns = ("training", "recomputation", "published tokens/s a GPU", "estimated", "estimated / published", "source")
-    return Table(title="Training", columns=columns, rows=tuple(rows), note=_spread(rows))
+    return Table(title="Training, against published figures", columns=columns, rows=tuple(rows), note=_spread(rows))
 
 
 def decoding_table() -> Table:
@@ -231,7 +232,7 @@ def decoding_table() -> Table:
         what = f"{each.model}, {gpus}, {lengths}"
         rows.append((what, each.batch, each.published, estimated, estimated / each.published, each.source))
     columns = ("generation", "sequences", "published answer tokens/s", "estimated", "estimated / published", "source")
-    return Table(title="Generation", columns=columns, rows=tuple(rows), note=_spread(rows))
+    return Table(title="Generation, against published figures", columns=columns, rows=tuple(rows), note=_spread(rows))
 
 
 def _spread(rows: list[tuple[Cell, ...]]) -> str:
@@ -248,9 +249,20 @@ def main() -> None:
     PAGE.write_text(f"{before}{BEGIN}\n\n{tables()}\n{END}{after}", "utf-8")
 
 
+def assumptions_table() -> Table:
+    """The efficiencies, from where they stand in the code."""
+    rows = []
+    for text in Efficiencies().in_words():
+        name, _, rest = text.partition(" ")
+        value, _, reason = rest.partition(": ")
+        rows.append((f"`{name}`", value, reason))
+    return Table(title="What is assumed", columns=("name", "value", "of what, and why"), rows=tuple(rows))
+
+
 def tables() -> str:
     """As Markdown."""
-    return f"{training_table().markdown()}\n{decoding_table().markdown()}\n{SOURCES}\n"
+    parts = [assumptions_table(), training_table(), decoding_table()]
+    return "\n".join([*(part.markdown() for part in parts), SOURCES])
 
 
 if __name__ == "__main__":

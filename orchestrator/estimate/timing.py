@@ -26,14 +26,14 @@ def full_estimates(
     config: Config,
     plans: Mapping[str, Plan],
     *,
-    machine: Machine | None = None,
+    machines: Mapping[str, Machine | None] | None = None,
     machine_bytes: float | None = None,
     lengths: Lengths | None = None,
 ) -> dict[str, Estimate]:
     """Memory, time and suggestions of each stage by its name.
 
-    `machine` is what suggestions must be able to run on, `machine_bytes` the memory of one that a run on CPU is on; None where that is not
-    known.
+    `machines` are what suggestions must be able to run on, by stage; `machine_bytes` is the memory of the one that a run on CPU is on. None
+    where that is not known.
 
     Raises:
         ConfigError: for an unknown GPU kind.
@@ -46,6 +46,7 @@ def full_estimates(
     found = {}
     for name, stage in stages_of(config).items():
         whole = of(stage, plans[name])
+        machine = machines[name] if machines else None
         found[name] = replace(whole, suggestions=suggest(stage, plans[name], whole, of, machine))
     return found
 
