@@ -9,7 +9,7 @@ from configs.schema import Stage
 from orchestrator.estimate.estimate import stages_of
 from orchestrator.estimate.records import Estimate, Suggestion
 from orchestrator.estimate.steps import Lengths
-from orchestrator.estimate.timing import full_estimates, role_models
+from orchestrator.estimate.timing import full_estimates, model_works, role_models
 from orchestrator.plan import make_plan, num_gpus
 from tests.orchestrator.estimate.step_cases import PPO_8B
 
@@ -116,6 +116,13 @@ def test_the_critic_has_the_model_it_starts_from() -> None:
     assert models("critic.init_from=policy")["critic"] == "Qwen/Qwen3-8B"
     assert models("reference.model=Qwen/Qwen3-32B")["reference"] == "Qwen/Qwen3-32B"
     assert models()["rollout"] == models()["reference"] == "Qwen/Qwen3-8B"
+
+
+def test_critic_and_reward_have_a_scalar_head() -> None:
+    [stage] = stages_of(load_config(PPO_8B)).values()
+    works = model_works(stage, make_plan(stage, None), {})
+    assert works["policy"].total_parameters == works["rollout"].total_parameters == 8_190_735_360
+    assert works["critic"].total_parameters == works["reward"].total_parameters == 8_190_735_360 - 151_936 * 4096 + 4096
 
 
 def test_a_pipelines_stage_has_the_sizes_of_the_model_beneath_its_own(tmp_path: Path) -> None:
