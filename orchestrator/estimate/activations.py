@@ -4,8 +4,9 @@ Legend: `T` tokens of a micro-batch, `H` hidden size, `d` bytes of the compute t
 
 | of a layer, per token | bytes |
 | --- | --- |
-| a norm over x numbers: input in fp32, normalised, result | x (4 + 2 d) in bf16, 3 x d in fp32 |
-| attention: queries, keys, values as the kernel reads them, its result, the same transposed | d each; `sdpa` repeats keys and values to all heads |
+| an RMS norm over x numbers: input in fp32, normalised, result | x (4 + 2 d) in bf16, 3 x d in fp32 |
+| a layer norm (OPT, GPT-2), one kernel: input, result | 2 x d |
+| attention: queries, keys, values as read, its result, the same transposed | d each; `sdpa` repeats keys and values to all heads |
 | gated MLP: gate, its activation, up, their product; plain MLP: before and after the activation | d each |
 | a mixture: the inputs and weighted results of each chosen expert on top | 2 H d each |
 
@@ -27,18 +28,20 @@ def layer_bytes(shape: ModelShape, layer: LayerShape, engine: EngineConfig, toke
     values, repeated = shape.num_heads * shape.value_dim, shape.num_kv_heads * shape.value_dim
     if engine.attention != "flash_attention_2":
         keys, repeated = queries, values
-    norms = 2 * shape.hidden_size * norm_bytes(engine)
+    norms = 2 * shape.hidden_size * norm_bytes(shape, engine)
     if shape.model_type.startswith(("qwen3", "gemma3")):  # norms of queries and keys
-        norms += (queries + shape.num_kv_heads * shape.head_dim) * norm_bytes(engine)
+        norms += (queries + shape.num_kv_heads * shape.head_dim) * norm_bytes(shape, engine)
     if shape.model_type in ("gemma2", "gemma3_text"):  # norms behind attention and MLP too
-        norms += 2 * shape.hidden_size * norm_bytes(engine)
+        norms += 2 * shape.hidden_size * norm_bytes(shape, engine)
     attention = d * (queries + keys + repeated + 2 * values)
     mlp = d * (4 if shape.gated_mlp else 2) * layer.mlp_width + 2 * d * layer.experts_per_token * shape.hidden_size
     return tokens * (norms + attention + mlp) + mask_bytes(shape, engine, tokens)
 
 
-def norm_bytes(engine: EngineConfig) -> int:
+def norm_bytes(shape: ModelShape, engine: EngineConfig) -> int:
     """Per number that is normalised."""
+    if not shape.gated_mlp:
+        return 2 * BYTES[engine.dtype]
     return 12 if engine.dtype == "fp32" else 8
 
 
@@ -55,7 +58,7 @@ def mask_bytes(shape: ModelShape, engine: EngineConfig, tokens: int) -> float:
 def saved_bytes(shape: ModelShape, engine: EngineConfig, tokens: int) -> float:
     """What all layers save until the backward pass; with checkpointing the input of each layer, and one layer whole."""
     d = BYTES[engine.dtype]
-    outer = tokens * shape.hidden_size * (d + norm_bytes(engine))  # embeddings, last norm
+    outer = tokens * shape.hidden_size * (d + norm_bytes(shape, engine))  # embeddings, last norm
     if engine.activation_checkpointing:
         inputs = shape.num_layers * tokens * shape.hidden_size * d
         return inputs + outer + largest_layer_bytes(shape, engine, tokens)

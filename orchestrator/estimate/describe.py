@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from configs.schema import Config, Pipeline
+from orchestrator.estimate.preflight import PlannedStage
 from orchestrator.estimate.records import Estimate, RoleMemory
 from orchestrator.plan_records import Plan
 
@@ -95,14 +96,10 @@ def engine_lines(estimate: Estimate) -> list[str]:
     ]
 
 
-def estimate_json(plan: Mapping[str, Any], estimate: Estimate) -> dict[str, Any]:
-    """A plan's own keys, and `estimate` beside them; bytes and seconds."""
-    return {**plan, "estimate": _plain(asdict(estimate))}
-
-
-def _plain(value: Any) -> Any:
-    """Through JSON and back: tuples become lists."""
-    return json.loads(json.dumps(value))
+def planned_json(config: Config, planned: Mapping[str, PlannedStage]) -> dict[str, Any]:
+    """Each stage's plan with `estimate` beside its own keys, in bytes and seconds; of a pipeline by the stages' names."""
+    found = {name: {**asdict(stage.plan), "estimate": asdict(stage.estimate)} for name, stage in planned.items()}
+    return found if isinstance(config, Pipeline) else next(iter(found.values()))
 
 
 def _gib(amount: float) -> str:

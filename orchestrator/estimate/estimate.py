@@ -93,7 +93,7 @@ def estimate(stage: Stage, plan: Plan, machine_bytes: float | None, names: Mappi
         time=None,
         suggestions=(),
         machine=machine,
-        warnings=tuple(tight_fits(groups, stage, plan, kinds)),
+        warnings=tuple(tight_fits(groups, plan, kinds)),
         unknown=tuple(dict.fromkeys(models.unknown)),
     )
 

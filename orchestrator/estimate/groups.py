@@ -113,9 +113,7 @@ def machine_memory(plan: Plan, roles: Mapping[str, RoleMemory], limit_bytes: flo
     return MachineMemory(limit_bytes=limit_bytes, phases=tuple(phases))
 
 
-def tight_fits(
-    groups: Mapping[str, GroupMemory], stage: Stage, plan: Plan, kinds: Mapping[str, GPUKind | None]
-) -> Iterator[str]:
+def tight_fits(groups: Mapping[str, GroupMemory], plan: Plan, kinds: Mapping[str, GPUKind | None]) -> Iterator[str]:
     """What fits only just, and nodes whose memory may not do."""
     for name, group in groups.items():
         left = group.headroom_bytes

@@ -31,9 +31,9 @@ CUDA_PROCESS_BYTES = 1.0 * GIB
 """Assumed: context, kernels, cuBLAS and NCCL of one process on its GPU."""
 HOST_PROCESS_BYTES = 2.5 * GIB
 """Assumed: a process of a rank on a GPU, in the node's memory: Python, torch, CUDA's libraries."""
-CPU_PROCESS_BYTES = 0.8 * GIB
-"""Measured: a rank on CPU with torch, DeepSpeed and transformers, before its model."""
-CPU_ENGINE_BYTES = 1.5 * GIB
+CPU_PROCESS_BYTES = 0.4 * GIB
+"""Measured: a rank on CPU with torch, DeepSpeed and transformers, before its model; pages of libraries that all ranks share left out."""
+CPU_ENGINE_BYTES = 1.0 * GIB
 """Assumed: an engine's process on CPU before its model."""
 ENGINE_WORKING_BYTES = 2.0 * GIB
 """Assumed: what vLLM's profiling run finds an engine to need beside weights and cache, on a GPU."""
