@@ -1,17 +1,10 @@
 """The schema as it is shown: every key has a description, and types are in words."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from configs.fields import STAGES, FieldRow, describe, locate, schema_json
-from configs.load import load_config
-from configs.schema import Pipeline
-from configs.schema.ppo import PPOStage
-from orchestrator.plan import Machine, make_plan
-
-RECIPES = sorted((Path(__file__).parents[2] / "configs/recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -76,25 +69,3 @@ def test_the_json_schema_has_every_stage() -> None:
     temperature = schema["$defs"]["RolloutConfig"]["properties"]["temperature"]
     assert temperature["minimum"] == 0.01
     assert temperature["description"].startswith("Logits are divided by it, here and in training.")
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_loads_and_has_a_plan(path: Path) -> None:
-    config = load_config(path)
-    for stage in config.stages.values() if isinstance(config, Pipeline) else [config]:
-        cuda = stage.cluster.device == "cuda"
-        machine = Machine(num_cpus=64 if cuda else 2, num_gpus=8 if cuda else 0, where="a machine")
-        plan = make_plan(stage, machine)
-        assert sum(group.num_bundles * group.gpus_per_bundle for group in plan.groups.values()) == machine.num_gpus
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_normalises_only_by_what_its_own_stages_have_measured(path: Path) -> None:
-    config = load_config(path)
-    for stage in config.stages.values() if isinstance(config, Pipeline) else [config]:
-        if isinstance(stage, PPOStage) and stage.reward.model is not None and stage.reward.model.normalise:
-            assert str(stage.reward.model.model).startswith("stage:"), "no statistics come with a model from elsewhere"
-
-
-def test_recipes_are_found() -> None:
-    assert {"bandit.yaml", "ppo-8b-gpu.yaml", "smollm2-hh.yaml"} <= {path.name for path in RECIPES}
