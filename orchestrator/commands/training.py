@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
+from typing import TYPE_CHECKING
 
-from orchestrator.commands.base import Commands, add_config, check_run_dir, console
+from orchestrator.commands.base import BadInput, Commands, add_config, check_run_dir, console
+
+if TYPE_CHECKING:
+    from orchestrator.estimate.steps import Lengths
 
 STAGES = ("pretrain", "sft", "rank", "reward", "dpo", "ppo", "pipeline")
 """Every `stage` of the schema, in the order of a model's development."""
@@ -26,6 +31,10 @@ def register(commands: Commands) -> None:
     resume.set_defaults(resumable=True)
     plan = commands.add("plan", _plan, "show what would run where, without starting anything")
     plan.add_argument("--json", action="store_true", help="as JSON")
+    plan.add_argument("--picture", metavar="FILE", help="draw the GPUs of a step over its time: a .png or .svg file")
+    for name, what in (("prompt", "prompt"), ("response", "answer")):
+        text = f"mean tokens of a {what} where time is estimated; default: as long as the config allows"
+        plan.add_argument(f"--{name}-tokens", type=float, metavar="N", help=text)
     add_config(plan)
     export = commands.add("export", _export, "write a checkpoint as a Hugging Face model")
     export.add_argument("run_dir", metavar="RUN_DIR", help="the run.dir of the run")
@@ -76,10 +85,15 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from configs.load import load_config
+    from orchestrator.estimate.picture import check_picture, write_pictures
     from orchestrator.estimate.preflight import plan_stages
 
+    lengths = _lengths(arguments)
+    picture = check_picture(arguments.picture) if arguments.picture is not None else None
     config = load_config(arguments.config, arguments.overrides)
-    planned = plan_stages(config)
+    planned = plan_stages(config, lengths)
+    if picture is not None:
+        write_pictures(planned, arguments.config, picture)
     if arguments.json:
         import json
 
@@ -88,6 +102,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         print(json.dumps(planned_json(config, planned), indent=2))
         return
     from orchestrator.estimate.describe import describe_estimate
+    from orchestrator.estimate.describe_time import describe_time, total_line
     from orchestrator.plan import describe_plan
 
     out = console()
@@ -95,6 +110,18 @@ def _plan(arguments: argparse.Namespace) -> None:
         out.print(f"stage {name} on {stage.where}")
         out.print(describe_plan(stage.plan), "")
         out.print(describe_estimate(stage.estimate, stage.plan), "")
+        out.print(describe_time(stage.estimate))
+    if sum(stage.estimate.time is not None for stage in planned.values()) > 1:
+        out.print(total_line(stage.estimate for stage in planned.values()))
+
+
+def _lengths(arguments: argparse.Namespace) -> Lengths:
+    from orchestrator.estimate.steps import Lengths
+
+    for name, tokens in (("prompt", arguments.prompt_tokens), ("response", arguments.response_tokens)):
+        if tokens is not None and not 1 <= tokens < math.inf:
+            raise BadInput(f"--{name}-tokens: got {tokens:g}; allowed: a number of at least 1")
+    return Lengths(prompt_tokens=arguments.prompt_tokens, response_tokens=arguments.response_tokens)
 
 
 def _export(arguments: argparse.Namespace) -> None:

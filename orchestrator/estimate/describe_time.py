@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from orchestrator.estimate.numbers import duration_text, number_text
@@ -47,7 +48,7 @@ def time_table(time: StepTime) -> Table:
             f"{busy_s(phases):,.1f}",
             first.bound,
             critical_text(phases),
-            first.note + (f"; {len(phases)} times" if len(phases) > 1 else ""),
+            "; ".join(filter(None, (first.note, f"{len(phases)} times" if len(phases) > 1 else ""))),
         )
     return table
 
@@ -86,6 +87,18 @@ def time_lines(time: StepTime) -> list[str]:
         lines.append(f"run: {time.num_steps:,} steps, {took}; without start, evaluations, checkpoints")
     lines.append(f"assumed: {time.assumptions[0]}; --json lists all that is")
     return lines
+
+
+def total_line(estimates: Iterable[Estimate]) -> str:
+    """All stages of a pipeline together, those whose length is known."""
+    every = list(estimates)
+    times = [estimate.time for estimate in every if estimate.time is not None]
+    known = [(time.run_s, time.gpu_hours) for time in times if time.run_s is not None and time.gpu_hours is not None]
+    costs = [time.cost for time in times if time.cost is not None]
+    run_s, gpu_hours = sum(run for run, _ in known), sum(hours for _, hours in known)
+    cost = f", cost {number_text(sum(costs))}" if costs else ""
+    which = "all stages" if len(known) == len(every) else f"{len(known)} of {len(every)} stages, of which that is known"
+    return f"{which}: {duration_text(run_s)}, {number_text(gpu_hours)} GPU-hours{cost}"
 
 
 def suggestion_table(estimate: Estimate) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from orchestrator.estimate.preflight import PlannedStage
 
 FORMATS = (".png", ".svg")
 COLOURS = {
@@ -44,6 +46,34 @@ def check_picture(path: str) -> Path:
             f"--picture: got {path!r}; allowed: a file in a folder that exists, and {str(file.parent)!r} does not"
         )
     return file
+
+
+def write_pictures(planned: Mapping[str, PlannedStage], config: str, path: Path) -> None:
+    """One of each stage whose time is known; of a pipeline's stages each has its name in the file's.
+
+    Raises:
+        UserError: where none is known, with the reasons.
+    """
+    drawn = 0
+    for name, stage in planned.items():
+        time = stage.estimate.time
+        if time is not None:
+            gpus = {
+                group.name: group.num_bundles * group.gpus_per_bundle
+                for group in stage.plan.groups.values()
+                if group.gpus_per_bundle
+            }
+            file = path if len(planned) == 1 else path.with_stem(f"{path.stem}-{name}")
+            write_picture(time, gpus, f"{Path(config).name}, stage {name}, {_kinds(stage)}", file)
+            drawn += 1
+    if not drawn:
+        on_gpus = [stage for stage in planned.values() if stage.config.cluster.device == "cuda"]
+        reasons = dict.fromkeys(text for stage in on_gpus for text in stage.estimate.unknown)
+        raise UserError(f"--picture: there is nothing to draw: {'; '.join(reasons) or 'on CPU no time is estimated'}")
+
+
+def _kinds(stage: PlannedStage) -> str:
+    return ", ".join(dict.fromkeys(group.gpu for group in stage.estimate.groups.values() if group.gpu is not None))
 
 
 def write_picture(time: StepTime, gpus: dict[str, int], title: str, path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs.schema import Config, Pipeline, Stage
-from orchestrator.estimate.estimate import estimate_stages
+from configs.schema import Config, Stage
+from orchestrator.estimate.estimate import stages_of
 from orchestrator.estimate.fits import check_fits
 from orchestrator.estimate.records import Estimate
+from orchestrator.estimate.steps import Lengths
+from orchestrator.estimate.timing import full_estimates
 from orchestrator.machine import local_machine, local_memory_bytes
 from orchestrator.plan import make_plan
 from orchestrator.plan_records import Machine, Plan
@@ -36,16 +38,16 @@ class PlannedStage:
         )
 
 
-def plan_stages(config: Config) -> dict[str, PlannedStage]:
-    """By the stage's name in a pipeline, else by its kind.
+def plan_stages(config: Config, lengths: Lengths | None = None) -> dict[str, PlannedStage]:
+    """By the stage's name in a pipeline, else by its kind. `lengths`: mean tokens, where the user gave them.
 
     Raises:
         ConfigError: where a stage cannot run on this machine, or names an unknown kind of GPU.
     """
-    stages: dict[str, Stage] = dict(config.stages) if isinstance(config, Pipeline) else {str(config.stage): config}
+    stages = stages_of(config)
     machines = {name: _machine_for(stage) for name, stage in stages.items()}
     plans = {name: make_plan(stage, machines[name]) for name, stage in stages.items()}
-    estimates = estimate_stages(config, plans, local_memory_bytes())
+    estimates = full_estimates(config, plans, machines=machines, machine_bytes=local_memory_bytes(), lengths=lengths)
     return {
         name: PlannedStage(config=stage, machine=machines[name], plan=plans[name], estimate=estimates[name])
         for name, stage in stages.items()

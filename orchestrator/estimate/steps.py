@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from configs.errors import Problem
 from configs.schema import Stage, SupervisedStage
 from configs.schema.engine import EngineConfig
 from configs.schema.ppo import PPOStage
@@ -40,6 +41,26 @@ class Lengths:
 
     prompt_tokens: float | None = None
     response_tokens: float | None = None
+
+    def problems(self, stage: Stage) -> list[Problem]:
+        """Means that are longer than the stage allows."""
+        if isinstance(stage, PPOStage | RankStage):
+            limits = {
+                "--prompt-tokens": (self.prompt_tokens, "data.max_prompt_tokens", stage.data.max_prompt_tokens),
+                "--response-tokens": (
+                    self.response_tokens,
+                    "rollout.max_response_tokens",
+                    stage.rollout.max_response_tokens,
+                ),
+            }
+        else:
+            both = "--prompt-tokens and --response-tokens"
+            limits = {both: (self.sequence(0), "data.max_tokens", stage.data.max_tokens)}
+        return [
+            Problem(key=name, got=f"got {given:g}", allowed=f"at most {key} of stage {stage.stage} ({limit})")
+            for name, (given, key, limit) in limits.items()
+            if given is not None and given > limit
+        ]
 
     def of(self, prompt_limit: int, response_limit: int) -> tuple[float, float]:
         return self.prompt_tokens or prompt_limit, self.response_tokens or response_limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from configs.errors import ConfigError
 from configs.schema import Config, Stage
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
@@ -36,9 +37,12 @@ def full_estimates(
     where that is not known.
 
     Raises:
-        ConfigError: for an unknown GPU kind.
+        ConfigError: for an unknown GPU kind, and for mean lengths that a stage does not allow.
     """
     names, means = beneath(config), lengths or Lengths()
+    problems = [problem for stage in stages_of(config).values() for problem in means.problems(stage)]
+    if problems:
+        raise ConfigError("no time can be estimated for these lengths", problems)
 
     def of(stage: Stage, plan: Plan) -> Estimate:
         return with_time(estimate(stage, plan, machine_bytes, names), stage, plan, names, means)
