@@ -20,7 +20,8 @@ class Balancer:
     The longest go first, each to the rank with the fewest tokens of that trajectory's minibatch so far (Graham 1969), because a minibatch
     is what ranks wait for each other in. Waves must come in their own order: the loads carry over.
 
-    A heap for each minibatch finds that rank: thousands of ranks looked through for each of tens of thousands of trajectories would be minutes.
+    A heap for each minibatch finds that rank: looking through thousands of them for each of tens of thousands of trajectories takes
+    minutes.
     """
 
     def __init__(self, num_ranks: int) -> None:

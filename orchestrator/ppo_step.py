@@ -8,7 +8,7 @@
 | who waits | for whom | and is woken by |
 | --- | --- | --- |
 | scoring of wave w | generation of w and of the waves before it (ranks are balanced in order) | the engine's summary |
-| experience of every wave | scores, values and log-probabilities of all waves | their last report |
+| experience of wave w | its scores, values and log-probabilities, and those of the waves before it | their last report |
 | updates | the whole step's experience on disk, and the moments of all its advantages | the last summary |
 | weight sync | the policy's last update; the critic's goes on meanwhile | its report |
 | ledger | the sync's proof and the critic's last update | their reports |
@@ -107,14 +107,16 @@ class PPOStep:
             timeline.busy.append(("rollout", summary.busy))
             shards = self.shards(step, summary, minibatches[wave], balancers)
             scored.append(self._score(call, summary, shards))
+        built = []
         with timeline.phase("score"):
             for each in scored:
                 for role, calls in (("policy", each.old), ("reference", each.reference), ("critic", each.values)):
                     timeline.busy.extend((role, busy) for busy in self.waiter.wait(calls))
                 for calls in each.scores:
                     timeline.busy.extend(("reward", busy) for busy in self.waiter.wait(calls))
+                # asked for while later waves are scored: thousands of calls after the last score would keep all ranks waiting
+                built.append(self._build_experience(step, each, kl_coef))
         with timeline.phase("experience"):
-            built = [self._build_experience(step, wave, kl_coef) for wave in scored]
             summaries = tuple(tuple(self.waiter.wait(calls)) for calls in built)
         return Collected(
             waves=tuple(wave.summary for wave in scored),

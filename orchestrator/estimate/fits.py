@@ -23,7 +23,7 @@ def check_fits(estimate: Estimate, plan: Plan, *, stage: str) -> None:
     Raises:
         ConfigError: naming group, phase, roles with their items, what is needed, what there is, and what would help.
     """
-    problems = [*_gpus(estimate, plan), *_engines(estimate), *_machine(estimate, plan)]
+    problems = [*_gpus(estimate, plan), *_engines(estimate, plan), *_machine(estimate, plan)]
     if problems:
         raise ConfigError(f"stage {stage} does not fit ({OVERRULE})", problems)
 
@@ -43,21 +43,17 @@ def _gpus(estimate: Estimate, plan: Plan) -> Iterator[Problem]:
         )
 
 
-def _engines(estimate: Estimate) -> Iterator[Problem]:
+def _engines(estimate: Estimate, plan: Plan) -> Iterator[Problem]:
     for role, engine in estimate.engines.items():
         if engine.sequences >= 1:
             continue
-        listed = _items(estimate.roles[role].resident)
+        on_gpu = plan.roles[role].device == "cuda"
         yield Problem(
-            key="rollout.gpu_memory_frac" if estimate.groups[_group_of(estimate, role)].gpu else "rollout.kv_cache_gib",
-            got=f"leaves {max(0.0, engine.kv_cache_bytes) / GIB:.1f} GiB of key-value cache, {engine.sequences:.2f} of one longest "
-            f"sequence ({listed})",
+            key="rollout.gpu_memory_frac" if on_gpu else "rollout.kv_cache_gib",
+            got=f"leaves {max(0.0, engine.kv_cache_bytes) / GIB:.1f} GiB of key-value cache, room for "
+            f"{max(0.0, engine.sequences):.2f} of one longest sequence ({_items(estimate.roles[role].resident)})",
             allowed=f"room for at least one: {engine.kv_bytes_per_token / 1024:.0f} KiB a token{_advice(estimate)}",
         )
-
-
-def _group_of(estimate: Estimate, role: str) -> str:
-    return next((name for name, group in estimate.groups.items() if role in group.phases[0].note.split()), role)
 
 
 def _machine(estimate: Estimate, plan: Plan) -> Iterator[Problem]:
