@@ -98,36 +98,34 @@ def write_picture(time: StepTime, gpus: dict[str, int], title: str, path: Path) 
 
 def _row(axes: Axes, phases: Sequence[PhaseTime], row: int, step_s: float) -> None:
     axes.barh(row, step_s, height=BAR, color=PALE, edgecolor="#CCCCCC", linewidth=0.6, hatch="///", zorder=1)
-    bundles = sorted({phase.bundle for phase in phases if phase.bundle is not None})
-    shown = bundles[:MAX_ENGINES]
+    bundles = sorted({phase.bundle for phase in phases if phase.bundle is not None})[:MAX_ENGINES]
+    bars: dict[tuple[str, float, float], list[tuple[float, float]]] = {}
     for phase in phases:
-        if phase.critical:
-            width = phase.end_s - phase.start_s
-            axes.barh(row - BAR / 2 - 0.06, width, left=phase.start_s, height=0.07, color=INK, zorder=4)
         if phase.bundle is None:
-            centre, height = float(row), BAR
-        elif phase.bundle in shown:
-            height = BAR / len(shown)
-            centre = row + BAR / 2 - height * (shown.index(phase.bundle) + 0.5)
+            low, height = row - BAR / 2, BAR
+        elif phase.bundle in bundles:
+            height = BAR / len(bundles)
+            low = row + BAR / 2 - height * (bundles.index(phase.bundle) + 1)
         else:
             continue
-        _bar(axes, phase, centre, height, step_s)
+        width = phase.end_s - phase.start_s
+        bars.setdefault((COLOURS[phase.phase], low, height), []).append((phase.start_s, width))
+        if height > BAR / 2:
+            _label(axes, phase, row, width / step_s)
+    for (colour, low, height), spans in bars.items():
+        axes.broken_barh(spans, (low, height), facecolor=colour, edgecolor="white", linewidth=0.4, zorder=3)
+    critical = [(phase.start_s, phase.end_s - phase.start_s) for phase in phases if phase.critical]
+    axes.broken_barh(critical, (row - BAR / 2 - 0.095, 0.07), facecolor=INK, zorder=4)
 
 
-def _bar(axes: Axes, phase: PhaseTime, centre: float, height: float, step_s: float) -> None:
-    width = phase.end_s - phase.start_s
-    colour = COLOURS[phase.phase]
-    axes.barh(
-        centre, width, left=phase.start_s, height=height, color=colour, edgecolor="white", linewidth=0.4, zorder=3
-    )
-    # some 1,000 points of width: 6 a letter, and a line of small ones stands upright in 12
-    share, whole = width / step_s, height > BAR / 2
-    upright = share < 0.0085 * (len(phase.role) + 2)
-    if whole and share > 0.012:
+def _label(axes: Axes, phase: PhaseTime, row: int, share: float) -> None:
+    """The role in its bar. Of some 1,000 points of width a letter takes 6, and a line of small ones stands upright in 12."""
+    if share > 0.012:
+        upright = share < 0.0085 * (len(phase.role) + 2)
         size, rotation = (7.5, 90) if upright else (9, 0)
-        middle = phase.start_s + width / 2
+        middle = (phase.start_s + phase.end_s) / 2
         axes.text(
-            middle, centre, phase.role, ha="center", va="center", color=INK, fontsize=size, rotation=rotation, zorder=5
+            middle, row, phase.role, ha="center", va="center", color=INK, fontsize=size, rotation=rotation, zorder=5
         )
 
 
