@@ -13,6 +13,7 @@ from benchmarks.table import Cell, Table
 from configs.gpus import gpu_kind
 from configs.schema.engine import EngineConfig
 from configs.schema.rollout import RolloutConfig
+from orchestrator.estimate.efficiencies import Efficiencies
 from orchestrator.estimate.roofline import Engines, Hardware, Sharded
 from orchestrator.estimate.work import Batch, ModelWork
 
@@ -24,14 +25,14 @@ TITAN_H100, TITAN_A100 = "[2]", "[3]"
 LMDEPLOY, VLLM_A100, VLLM_H100, VLLM_70B = "[4]", "[5]", "[6]", "[7]"
 SOURCES = """Sources:
 
-1. mosaicml/llm-foundry, `scripts/train/benchmarking/README.md`: FSDP, MPT models, fused attention
-2. pytorch/torchtitan, `benchmarks/llama3_h100_202412_torchtitan.md`: FSDP without compilation, H100 with 2.4 TB/s at 500 W; its selective
-   recomputation is counted as none
-3. pytorch/torchtitan, `docs/performance.md` of 2024: likewise, on A100
-4. InternLM/lmdeploy, `docs/en/benchmark/a100_fp16.md`, version 0.1.0a1: not vLLM but a comparable engine
-5. johnmusgrave.com, "vLLM throughput-latency sweep on NVIDIA A100": vLLM 0.23, 1,024 tokens in, 128 out
-6. yobitelcomm.github.io/bench, "Recipe: concurrency sweep": vLLM 0.21, lengths not given, a context of 512 tokens is assumed
-7. rkooo567/llm_benchmark: vLLM of 2023"""
+1. FSDP, MPT models, fused attention: https://github.com/mosaicml/llm-foundry/blob/main/scripts/train/benchmarking/README.md
+2. FSDP without compilation, H100 with 2.4 TB/s at 500 W; its selective recomputation is counted as none:
+   https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md
+3. Likewise, on A100, in 2024: https://github.com/pytorch/torchtitan/blob/main/docs/performance.md
+4. Not vLLM but a comparable engine, version 0.1.0a1: https://github.com/InternLM/lmdeploy/blob/main/docs/en/benchmark/a100_fp16.md
+5. vLLM 0.23, 1,024 tokens in, 128 out: https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on
+6. vLLM 0.21, lengths not given, a context of 512 tokens is assumed: https://yobitelcomm.github.io/bench/recipes/concurrency-sweep/
+7. vLLM of 2023: https://github.com/rkooo567/llm_benchmark"""
 
 
 def dense(
@@ -217,7 +218,7 @@ def training_table() -> Table:
         estimated = each.estimated()
         rows.append((work, recomputed, each.published, estimated, estimated / each.published, each.source))
     columns = ("training", "recomputation", "published tokens/s a GPU", "estimated", "estimated / published", "source")
-    return Table(title="Training", columns=columns, rows=tuple(rows), note=_spread(rows))
+    return Table(title="Training, against published figures", columns=columns, rows=tuple(rows), note=_spread(rows))
 
 
 def decoding_table() -> Table:
@@ -231,7 +232,7 @@ def decoding_table() -> Table:
         what = f"{each.model}, {gpus}, {lengths}"
         rows.append((what, each.batch, each.published, estimated, estimated / each.published, each.source))
     columns = ("generation", "sequences", "published answer tokens/s", "estimated", "estimated / published", "source")
-    return Table(title="Generation", columns=columns, rows=tuple(rows), note=_spread(rows))
+    return Table(title="Generation, against published figures", columns=columns, rows=tuple(rows), note=_spread(rows))
 
 
 def _spread(rows: list[tuple[Cell, ...]]) -> str:
@@ -248,9 +249,20 @@ def main() -> None:
     PAGE.write_text(f"{before}{BEGIN}\n\n{tables()}\n{END}{after}", "utf-8")
 
 
+def assumptions_table() -> Table:
+    """The efficiencies, from where they stand in the code."""
+    rows = []
+    for text in Efficiencies().in_words():
+        name, _, rest = text.partition(" ")
+        value, _, reason = rest.partition(": ")
+        rows.append((f"`{name}`", value, reason))
+    return Table(title="What is assumed", columns=("name", "value", "of what, and why"), rows=tuple(rows))
+
+
 def tables() -> str:
     """As Markdown."""
-    return f"{training_table().markdown()}\n{decoding_table().markdown()}\n{SOURCES}\n"
+    parts = [assumptions_table(), training_table(), decoding_table()]
+    return "\n".join([*(part.markdown() for part in parts), SOURCES])
 
 
 if __name__ == "__main__":

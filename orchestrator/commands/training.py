@@ -55,7 +55,6 @@ def register(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from configs.load import load_config
-
     from orchestrator.surroundings import place_of_run
 
     config = load_config(arguments.config, arguments.overrides)

@@ -58,7 +58,7 @@ class Efficiencies:
     cpu_adam: float = _assumed(
         0.7e9,
         "parameters a second of AdamW in a node's host memory, by all its ranks together",
-        "torch's AdamW, 1.39 s for 1e9 parameters: ZeRO-Offload (Ren et al. 2021), table 4, on a DGX-2",
+        "torch's AdamW, no figure of this project; DeepSpeed's own, not used here, is 5 to 7 times as fast by its tutorial",
     )
     host_channel: float = _assumed(
         1.0e9,

@@ -36,18 +36,6 @@ from orchestrator.estimate.shapes import ModelShape, UnknownModel
 from orchestrator.plan_records import Plan, PPOPlan, RankPlan, SupervisedPlan
 
 
-def estimate_stages(config: Config, plans: Mapping[str, Plan], machine_bytes: float | None) -> dict[str, Estimate]:
-    """The estimate of each stage by its name; a model that is an earlier stage's export has that stage's sizes.
-
-    `machine_bytes`: memory of the machine that a run on CPU is on; None where that is not known.
-
-    Raises:
-        ConfigError: for an unknown GPU kind.
-    """
-    names = beneath(config)
-    return {name: estimate(stage, plans[name], machine_bytes, names) for name, stage in stages_of(config).items()}
-
-
 def stages_of(config: Config) -> dict[str, Stage]:
     """By name; one that is no pipeline's has its own."""
     return dict(config.stages) if isinstance(config, Pipeline) else {str(config.stage): config}

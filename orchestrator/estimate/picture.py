@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from orchestrator.estimate.preflight import PlannedStage
 
 FORMATS = (".png", ".svg")
 COLOURS = {
@@ -46,6 +48,34 @@ def check_picture(path: str) -> Path:
     return file
 
 
+def write_pictures(planned: Mapping[str, PlannedStage], config: str, path: Path) -> None:
+    """One of each stage whose time is known; of a pipeline's stages each has its name in the file's.
+
+    Raises:
+        UserError: where none is known, with the reasons.
+    """
+    drawn = 0
+    for name, stage in planned.items():
+        time = stage.estimate.time
+        if time is not None:
+            gpus = {
+                group.name: group.num_bundles * group.gpus_per_bundle
+                for group in stage.plan.groups.values()
+                if group.gpus_per_bundle
+            }
+            file = path if len(planned) == 1 else path.with_stem(f"{path.stem}-{name}")
+            write_picture(time, gpus, f"{Path(config).name}, stage {name}, {_kinds(stage)}", file)
+            drawn += 1
+    if not drawn:
+        on_gpus = [stage for stage in planned.values() if stage.config.cluster.device == "cuda"]
+        reasons = dict.fromkeys(text for stage in on_gpus for text in stage.estimate.unknown)
+        raise UserError(f"--picture: there is nothing to draw: {'; '.join(reasons) or 'on CPU no time is estimated'}")
+
+
+def _kinds(stage: PlannedStage) -> str:
+    return ", ".join(dict.fromkeys(group.gpu for group in stage.estimate.groups.values() if group.gpu is not None))
+
+
 def write_picture(time: StepTime, gpus: dict[str, int], title: str, path: Path) -> None:
     """Writes the timeline of a step; `gpus` of each group, in the order of the rows. matplotlib is imported only here."""
     from matplotlib import rc_context
@@ -68,36 +98,34 @@ def write_picture(time: StepTime, gpus: dict[str, int], title: str, path: Path) 
 
 def _row(axes: Axes, phases: Sequence[PhaseTime], row: int, step_s: float) -> None:
     axes.barh(row, step_s, height=BAR, color=PALE, edgecolor="#CCCCCC", linewidth=0.6, hatch="///", zorder=1)
-    bundles = sorted({phase.bundle for phase in phases if phase.bundle is not None})
-    shown = bundles[:MAX_ENGINES]
+    bundles = sorted({phase.bundle for phase in phases if phase.bundle is not None})[:MAX_ENGINES]
+    bars: dict[tuple[str, float, float], list[tuple[float, float]]] = {}
     for phase in phases:
-        if phase.critical:
-            width = phase.end_s - phase.start_s
-            axes.barh(row - BAR / 2 - 0.06, width, left=phase.start_s, height=0.07, color=INK, zorder=4)
         if phase.bundle is None:
-            centre, height = float(row), BAR
-        elif phase.bundle in shown:
-            height = BAR / len(shown)
-            centre = row + BAR / 2 - height * (shown.index(phase.bundle) + 0.5)
+            low, height = row - BAR / 2, BAR
+        elif phase.bundle in bundles:
+            height = BAR / len(bundles)
+            low = row + BAR / 2 - height * (bundles.index(phase.bundle) + 1)
         else:
             continue
-        _bar(axes, phase, centre, height, step_s)
+        width = phase.end_s - phase.start_s
+        bars.setdefault((COLOURS[phase.phase], low, height), []).append((phase.start_s, width))
+        if height > BAR / 2:
+            _label(axes, phase, row, width / step_s)
+    for (colour, low, height), spans in bars.items():
+        axes.broken_barh(spans, (low, height), facecolor=colour, edgecolor="white", linewidth=0.4, zorder=3)
+    critical = [(phase.start_s, phase.end_s - phase.start_s) for phase in phases if phase.critical]
+    axes.broken_barh(critical, (row - BAR / 2 - 0.095, 0.07), facecolor=INK, zorder=4)
 
 
-def _bar(axes: Axes, phase: PhaseTime, centre: float, height: float, step_s: float) -> None:
-    width = phase.end_s - phase.start_s
-    colour = COLOURS[phase.phase]
-    axes.barh(
-        centre, width, left=phase.start_s, height=height, color=colour, edgecolor="white", linewidth=0.4, zorder=3
-    )
-    # some 1,000 points of width: 6 a letter, and a line of small ones stands upright in 12
-    share, whole = width / step_s, height > BAR / 2
-    upright = share < 0.0085 * (len(phase.role) + 2)
-    if whole and share > 0.012:
+def _label(axes: Axes, phase: PhaseTime, row: int, share: float) -> None:
+    """The role in its bar. Of some 1,000 points of width a letter takes 6, and a line of small ones stands upright in 12."""
+    if share > 0.012:
+        upright = share < 0.0085 * (len(phase.role) + 2)
         size, rotation = (7.5, 90) if upright else (9, 0)
-        middle = phase.start_s + width / 2
+        middle = (phase.start_s + phase.end_s) / 2
         axes.text(
-            middle, centre, phase.role, ha="center", va="center", color=INK, fontsize=size, rotation=rotation, zorder=5
+            middle, row, phase.role, ha="center", va="center", color=INK, fontsize=size, rotation=rotation, zorder=5
         )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs.schema import Config, Pipeline, Stage
-from orchestrator.estimate.estimate import estimate_stages
+from configs.schema import Config, Stage
+from orchestrator.estimate.estimate import stages_of
 from orchestrator.estimate.fits import check_fits
 from orchestrator.estimate.records import Estimate
+from orchestrator.estimate.steps import Lengths
+from orchestrator.estimate.timing import full_estimates
 from orchestrator.machine import local_machine, local_memory_bytes
-from orchestrator.plan import make_plan
+from orchestrator.plan import check_groups, make_plan
 from orchestrator.plan_records import Machine, Plan
+from orchestrator.surroundings import cluster_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,7 @@ class PlannedStage:
         """In words."""
         if self.machine is not None:
             return f"{self.machine.where} ({self.machine.num_cpus} cores, {self.machine.num_gpus} GPUs)"
-        address = self.config.cluster.address
+        address = cluster_address(self.config.cluster)
         return (
             f"the Ray cluster at {address}"
             if address
@@ -36,16 +39,17 @@ class PlannedStage:
         )
 
 
-def plan_stages(config: Config) -> dict[str, PlannedStage]:
-    """By the stage's name in a pipeline, else by its kind.
+def plan_stages(config: Config, lengths: Lengths | None = None) -> dict[str, PlannedStage]:
+    """By the stage's name in a pipeline, else by its kind. `lengths`: mean tokens, where the user gave them.
 
     Raises:
-        ConfigError: where a stage cannot run on this machine, or names an unknown kind of GPU.
+        ConfigError: where a stage cannot run on this machine, or the config names groups that there are not, or an unknown kind of GPU.
     """
-    stages: dict[str, Stage] = dict(config.stages) if isinstance(config, Pipeline) else {str(config.stage): config}
+    check_groups(config)
+    stages = stages_of(config)
     machines = {name: _machine_for(stage) for name, stage in stages.items()}
     plans = {name: make_plan(stage, machines[name]) for name, stage in stages.items()}
-    estimates = estimate_stages(config, plans, local_memory_bytes())
+    estimates = full_estimates(config, plans, machines=machines, machine_bytes=local_memory_bytes(), lengths=lengths)
     return {
         name: PlannedStage(config=stage, machine=machines[name], plan=plans[name], estimate=estimates[name])
         for name, stage in stages.items()
@@ -54,7 +58,7 @@ def plan_stages(config: Config) -> dict[str, PlannedStage]:
 
 def _machine_for(stage: Stage) -> Machine | None:
     """This machine, where the stage is to run on it. A stage whose kind of GPU is named can be planned where there is none."""
-    if stage.cluster.address is not None:
+    if cluster_address(stage.cluster) is not None:
         return None
     machine = local_machine()
     elsewhere = stage.cluster.device == "cuda" and machine.num_gpus == 0 and stage.cluster.gpu is not None

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from configs.errors import Problem
 from configs.schema import Stage, SupervisedStage
 from configs.schema.engine import EngineConfig
 from configs.schema.ppo import PPOStage
@@ -27,11 +28,13 @@ from orchestrator.estimate.records import StepTime
 from orchestrator.estimate.roofline import Duration, Engines, Hardware, Sharded, weight_sync
 from orchestrator.estimate.schedule import Lane, Span, Task, idle_shares, phase_times, timeline
 from orchestrator.estimate.work import Batch, ModelWork
-from orchestrator.plan_records import Plan, PPOPlan, RankPlan, SupervisedPlan
+from orchestrator.plan_records import GroupPlan, Plan, PPOPlan, RankPlan, SupervisedPlan
 
 ANSWERS_OF_A_GROUP = 2
 """Of a ranked group, where the data is not read."""
 TRAINED = ("policy", "critic")
+NOTHING = Duration(seconds=0.0, bound="overhead")
+"""Of a task that only waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,26 @@ class Lengths:
 
     prompt_tokens: float | None = None
     response_tokens: float | None = None
+
+    def problems(self, stage: Stage) -> list[Problem]:
+        """Means that are longer than the stage allows."""
+        if isinstance(stage, PPOStage | RankStage):
+            limits = {
+                "--prompt-tokens": (self.prompt_tokens, "data.max_prompt_tokens", stage.data.max_prompt_tokens),
+                "--response-tokens": (
+                    self.response_tokens,
+                    "rollout.max_response_tokens",
+                    stage.rollout.max_response_tokens,
+                ),
+            }
+        else:
+            both = "--prompt-tokens and --response-tokens"
+            limits = {both: (self.sequence(0), "data.max_tokens", stage.data.max_tokens)}
+        return [
+            Problem(key=name, got=f"got {given:g}", allowed=f"at most {key} of stage {stage.stage} ({limit})")
+            for name, (given, key, limit) in limits.items()
+            if given is not None and given > limit
+        ]
 
     def of(self, prompt_limit: int, response_limit: int) -> tuple[float, float]:
         return self.prompt_tokens or prompt_limit, self.response_tokens or response_limit
@@ -94,9 +117,13 @@ class _Tasks:
         return len(self.every) - 1
 
     def lanes(self, role: str) -> list[Lane]:
-        """All of the role's group."""
+        """All of the role's group: one for each bundle only where engines work on bundles of their own."""
         group = self.plan.groups[self.plan.roles[role].group]
-        return [(group.name, bundle) for bundle in range(group.num_bundles)]
+        return [(group.name, bundle) for bundle in range(num_lanes(group))]
+
+
+def num_lanes(group: GroupPlan) -> int:
+    return group.num_bundles if "rollout" in group.roles else 1
 
 
 def step_time(config: Stage, plan: Plan, given: Given) -> StepTime:
@@ -104,14 +131,16 @@ def step_time(config: Stage, plan: Plan, given: Given) -> StepTime:
     num_steps: int | None
     if isinstance(config, PPOStage):
         assert isinstance(plan, PPOPlan)
-        (tasks, tokens), num_steps = _ppo(config, plan, given), config.ppo.steps
+        tasks, num_steps = tasks_of_ppo(config, plan, given), config.ppo.steps
+        prompt, response = given.lengths.of(config.data.max_prompt_tokens, config.rollout.max_response_tokens)
+        tokens = plan.trajectories_per_step * (prompt + response)
     elif isinstance(config, RankStage):
         assert isinstance(plan, RankPlan)
         (tasks, tokens), num_steps = _rank(config, plan, given), _rank_steps(config, plan)
     else:
         assert isinstance(plan, SupervisedPlan)
         (tasks, tokens), num_steps = _supervised(config, plan, given), _supervised_steps(config)
-    spans = timeline(tasks.every)
+    spans = timeline(tasks)
     step_s = max(span.end_s for span in spans)
     return _summed(config.cluster, plan, given, spans, step_s=step_s, tokens=tokens, num_steps=num_steps)
 
@@ -139,7 +168,7 @@ def _summed(
         phases=phase_times(spans),
         step_s=step_s,
         critical_path=tuple(dict.fromkeys(critical)),
-        idle_frac=idle_shares(spans, {name: group.num_bundles for name, group in with_gpus.items()}),
+        idle_frac=idle_shares(spans, {name: num_lanes(group) for name, group in with_gpus.items()}),
         tokens_per_s=tokens / step_s,
         num_steps=num_steps,
         run_s=run_s,
@@ -197,7 +226,8 @@ def _engines(config: PPOStage | RankStage, plan: PPOPlan | RankPlan, given: Give
     return Engines(work=given.works["rollout"], rollout=config.rollout, kv_tokens=given.kv_tokens, hardware=hardware)
 
 
-def _ppo(config: PPOStage, plan: PPOPlan, given: Given) -> tuple[_Tasks, float]:
+def tasks_of_ppo(config: PPOStage, plan: PPOPlan, given: Given) -> list[Task]:
+    """One step, in the order in which the driver asks for its parts."""
     step, tasks = _ppo_models(config, plan, given), _Tasks(plan)
     generated = [
         tasks.add(
@@ -209,16 +239,17 @@ def _ppo(config: PPOStage, plan: PPOPlan, given: Given) -> tuple[_Tasks, float]:
         for number, wave in enumerate(plan.waves)
     ]
     before = _trainers_turn(step, tasks, generated) if plan.rollout_shares_gpu else []
-    scored = []
+    scored, gate = [], before
     for number, wave in enumerate(plan.waves):
+        # a wave's scoring waits for the generation of those before it too
+        gate = [tasks.add("rollout", "wait", NOTHING, [*gate, generated[number]], lanes=[])]
         for role in ("policy", "reference", "critic", "reward"):
             if role in step.models:
                 batch = step.batch(role, len(wave) * config.rollout.responses_per_prompt)
-                waits = [*before, *generated[: number + 1]]
-                scored.append(tasks.add(role, "score", step.models[role].forward(batch), waits))
+                scored.append(tasks.add(role, "score", step.models[role].forward(batch), gate))
     updated = {role: tasks.add(role, "update", _updates(step, role), scored) for role in TRAINED}
     _sync(step, tasks, updated)
-    return tasks, plan.trajectories_per_step * (step.prompt + step.response)
+    return tasks.every
 
 
 def _updates(step: _PPO, role: str) -> Duration:
@@ -257,7 +288,7 @@ def _sync(step: _PPO, tasks: _Tasks, updated: dict[str, int]) -> None:
 # -------------------------------------------------------------------------------------------------------------- other stages
 
 
-def _supervised(config: SupervisedStage, plan: SupervisedPlan, given: Given) -> tuple[_Tasks, float]:
+def _supervised(config: SupervisedStage, plan: SupervisedPlan, given: Given) -> tuple[list[Task], float]:
     ranked = not isinstance(config, PretrainStage | SFTStage)
     num_sequences = plan.items_per_step * (ANSWERS_OF_A_GROUP if ranked else 1)
     length = given.lengths.sequence(config.data.max_tokens)
@@ -273,10 +304,10 @@ def _supervised(config: SupervisedStage, plan: SupervisedPlan, given: Given) -> 
     batch = Batch(num_sequences=each, length=length, budget=config.model.engine.micro_batch_tokens)
     tasks = _Tasks(plan)
     tasks.add(plan.role, "update", model.update(batch))
-    return tasks, num_sequences * length
+    return tasks.every, num_sequences * length
 
 
-def _rank(config: RankStage, plan: RankPlan, given: Given) -> tuple[_Tasks, float]:
+def _rank(config: RankStage, plan: RankPlan, given: Given) -> tuple[list[Task], float]:
     """A round of as many waves as there are engines: a step is one wave, and that many go on side by side."""
     engines, tasks = _engines(config, plan, given), _Tasks(plan)
     prompt, response = given.lengths.of(config.data.max_prompt_tokens, config.rollout.max_response_tokens)
@@ -285,7 +316,7 @@ def _rank(config: RankStage, plan: RankPlan, given: Given) -> tuple[_Tasks, floa
     # each engine's waves follow each other without a gap, so a step takes this part of a wave
     share = wave.times(1 / role.num_ranks)
     tasks.add("rollout", "generate", share)
-    return tasks, plan.prompts_per_wave * plan.answers_per_prompt * (prompt + response)
+    return tasks.every, plan.prompts_per_wave * plan.answers_per_prompt * (prompt + response)
 
 
 def _rank_steps(config: RankStage, plan: RankPlan) -> int | None:

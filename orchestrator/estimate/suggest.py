@@ -39,6 +39,8 @@ LEAST_GAIN_FRAC = 0.02
 """Of a step's GPU-seconds; less is within what an estimate can tell."""
 MOST_TOGETHER = 4
 """Changes combined where none alone makes it fit."""
+LEAST_PART = 0.05
+"""Of the bytes that are too many, that a suggestion saves."""
 MICRO_BATCH_LIMIT = 65536
 """Tokens of a micro-batch that a suggestion goes up to."""
 MEMORY_FRAC_LIMIT = 0.9
@@ -122,28 +124,48 @@ def _try(base: _Tried, change: Change, estimator: Estimator, machine: Machine | 
 
 
 def _to_fit(base: _Tried, tried: list[_Tried], attempt: Attempt) -> tuple[Suggestion, ...]:
-    gains = [(_bytes_saved(base, each), each) for each in tried]
-    useful = sorted((pair for pair in gains if pair[0] > 0), key=lambda pair: (bool(pair[1].lacking), -pair[0]))
-    if useful and all(each.lacking for _, each in useful):
-        together = _together(base, [each for _, each in useful], attempt)
+    tried = [*tried, *(found for change in _more_gpus(base) if (found := attempt(base, change)) is not None)]
+    useful = [each for each in tried if _helps(base, each, base)]
+    # what fits with the GPUs that there are comes before what takes more, and both before what only helps
+    useful.sort(key=lambda each: (bool(each.lacking), num_gpus(each.plan), -_bytes_saved(base, each)))
+    if useful and all(each.lacking for each in useful):
+        together = _together(base, useful, attempt)
         if len(together.change) > 1:
-            useful.insert(0, (_bytes_saved(base, together), together))
-    best = _one_of_a_kind([each for _, each in useful])[:MOST]
+            useful.insert(0, together)
     return tuple(
-        Suggestion(change=each.text, effect=_memory_effect(base, each), gain=_bytes_saved(base, each)) for each in best
+        Suggestion(change=each.text, effect=_memory_effect(base, each), gain=_bytes_saved(base, each))
+        for each in _of_their_own(useful)[:MOST]
     )
 
 
-def _one_of_a_kind(tried: list[_Tried]) -> list[_Tried]:
-    """Of those that change the same keys, the first."""
-    kinds: dict[frozenset[str], _Tried] = {}
+def _more_gpus(base: _Tried) -> Iterator[Change]:
+    """Twice the ranks for the roles of groups that lack memory."""
+    lacking = [group for name, group in base.plan.groups.items() if name in base.lacking]
+    for group in lacking:
+        yield {_num_ranks_key(role): 2 * group.num_bundles for role in group.roles}
+
+
+def _of_their_own(tried: list[_Tried]) -> list[_Tried]:
+    """Without those that are a part of one before them, have it as a part, or change the same keys."""
+    kept: list[_Tried] = []
     for each in tried:
-        kinds.setdefault(frozenset(each.change), each)
-    return list(kinds.values())
+        parts = each.change.items()
+        if not any(
+            parts <= other.change.items() or parts >= other.change.items() or each.change.keys() == other.change.keys()
+            for other in kept
+        ):
+            kept.append(each)
+    return kept
 
 
 def _bytes_saved(base: _Tried, other: _Tried) -> float:
     return sum(base.lacking.values()) - sum(other.lacking.values())
+
+
+def _helps(before: _Tried, after: _Tried, base: _Tried) -> bool:
+    """Whether it saves a part worth naming of what `base` has too few of, or makes another group fit."""
+    saved = _bytes_saved(before, after)
+    return saved >= LEAST_PART * sum(base.lacking.values()) or (saved > 0 and len(after.lacking) < len(before.lacking))
 
 
 def _together(base: _Tried, useful: list[_Tried], attempt: Attempt) -> _Tried:
@@ -153,7 +175,7 @@ def _together(base: _Tried, useful: list[_Tried], attempt: Attempt) -> _Tried:
         if used == MOST_TOGETHER or not best.lacking:
             break
         found = attempt(best, each.change)
-        if found is not None and sum(found.lacking.values()) < sum(best.lacking.values()):
+        if found is not None and _helps(best, found, base):
             best, used = found, used + 1
     return best
 
@@ -167,6 +189,8 @@ def _memory_effect(base: _Tried, other: _Tried) -> str:
                 texts.append(f"{name}: {gib_text(before)} -> {gib_text(after)} a GPU")
     lacking = other.lacking
     most = max(lacking, key=lambda name: lacking[name], default="")
+    if num_gpus(other.plan) != num_gpus(base.plan):
+        texts.append(f"{num_gpus(base.plan)} -> {num_gpus(other.plan)} GPUs")
     verdict = f"{most} still {gib_text(lacking[most])} too much" if lacking else "fits"
     slower = _step_text(base, other) if base.estimate.time and other.estimate.time else ""
     return ", ".join(filter(None, (*texts, verdict, slower)))
@@ -180,7 +204,7 @@ def _to_save(base: _Tried, tried: list[_Tried]) -> tuple[Suggestion, ...]:
     found = sorted((each for each in tried if _worth(base, each)), key=lambda each: -_seconds_saved(base, each))
     return tuple(
         Suggestion(change=each.text, effect=_time_effect(base, each), gain=_seconds_saved(base, each))
-        for each in _one_of_a_kind(found)[:MOST]
+        for each in _of_their_own(found)[:MOST]
     )
 
 
@@ -232,6 +256,8 @@ def _step_text(base: _Tried, other: _Tried) -> str:
     assert base.estimate.time is not None
     assert other.estimate.time is not None
     before, after = base.estimate.time.step_s, other.estimate.time.step_s
+    if abs(after / before - 1) < 0.005:
+        return "a step as long as before"
     return f"step {duration_text(before)} -> {duration_text(after)} ({after / before - 1:+.0%})"
 
 

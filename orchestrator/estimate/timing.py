@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from configs.errors import ConfigError
 from configs.schema import Config, Stage
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
@@ -26,19 +27,22 @@ def full_estimates(
     config: Config,
     plans: Mapping[str, Plan],
     *,
-    machine: Machine | None = None,
+    machines: Mapping[str, Machine | None] | None = None,
     machine_bytes: float | None = None,
     lengths: Lengths | None = None,
 ) -> dict[str, Estimate]:
     """Memory, time and suggestions of each stage by its name.
 
-    `machine` is what suggestions must be able to run on, `machine_bytes` the memory of one that a run on CPU is on; None where that is not
-    known.
+    `machines` are what suggestions must be able to run on, by stage; `machine_bytes` is the memory of the one that a run on CPU is on. None
+    where that is not known.
 
     Raises:
-        ConfigError: for an unknown GPU kind.
+        ConfigError: for an unknown GPU kind, and for mean lengths that a stage does not allow.
     """
     names, means = beneath(config), lengths or Lengths()
+    problems = [problem for stage in stages_of(config).values() for problem in means.problems(stage)]
+    if problems:
+        raise ConfigError("no time can be estimated for these lengths", problems)
 
     def of(stage: Stage, plan: Plan) -> Estimate:
         return with_time(estimate(stage, plan, machine_bytes, names), stage, plan, names, means)
@@ -46,6 +50,7 @@ def full_estimates(
     found = {}
     for name, stage in stages_of(config).items():
         whole = of(stage, plans[name])
+        machine = machines[name] if machines else None
         found[name] = replace(whole, suggestions=suggest(stage, plans[name], whole, of, machine))
     return found
 

@@ -11,7 +11,7 @@ from orchestrator.estimate.work import ModelWork
 from orchestrator.plan import make_plan
 from orchestrator.plan_records import Plan
 
-PPO_8B = "configs/recipes/ppo-8b-gpu.yaml"
+PPO_8B = "configs/recipes/ppo-8b-8gpu.yaml"
 
 EIGHT_B = ModelWork(
     total_parameters=8e9,

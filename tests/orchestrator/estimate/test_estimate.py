@@ -15,12 +15,12 @@ import yaml
 from configs.errors import ConfigError
 from configs.load import load_config
 from orchestrator import cli
-from orchestrator.estimate.estimate import estimate_stages
 from orchestrator.estimate.fits import check_fits
 from orchestrator.estimate.model_files import find_model
 from orchestrator.estimate.preflight import check_memory, plan_stages
 from orchestrator.estimate.records import Estimate, Item, Suggestion
 from orchestrator.estimate.shapes import UnknownModel
+from orchestrator.estimate.timing import full_estimates
 from orchestrator.plan import make_plan
 from orchestrator.plan_records import Plan
 
@@ -149,7 +149,7 @@ def test_a_machine_holds_all_ranks(config: Path) -> None:
     )
     loaded = load_config(config, overrides)
     plan = make_plan(loaded, None)  # type: ignore[arg-type]
-    found = estimate_stages(loaded, {"ppo": plan}, 10.0 * GIB)["ppo"]
+    found = full_estimates(loaded, {"ppo": plan}, machine_bytes=10.0 * GIB)["ppo"]
     assert found.machine is not None
     update = next(phase for phase in found.machine.phases if phase.name == "update")
     roles = found.roles

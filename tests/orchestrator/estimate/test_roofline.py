@@ -58,6 +58,12 @@ def test_a_scalar_head_costs_next_to_nothing_and_recomputation_a_forward_pass() 
     assert again / plain == pytest.approx(4 / 3, rel=1e-5)
 
 
+def test_training_takes_three_passes_of_the_body_and_four_of_the_head() -> None:
+    """The head's logits are not kept: the backward pass computes them again."""
+    found = flops(EIGHT_B, BATCH, passes=Passes.training(checkpointing=False), head="vocabulary", attention="sdpa")
+    assert found == pytest.approx(2 * 8192 * (3 * 7e9 + 4 * 5e8) + 3 * 4 * 4096 * 32 * 2 * 4096**2)
+
+
 def test_how_sequences_fill_micro_batches() -> None:
     assert (BATCH.sequences_per_micro_batch, BATCH.num_micro_batches) == (4, 2)
     assert Batch(num_sequences=9, length=1024, budget=4096).num_micro_batches == 3

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.estimate.roofline import Duration
@@ -88,11 +88,13 @@ def slow_twin(tasks: list[Task]) -> list[tuple[float, float]]:
     return [(start, start + each.duration.seconds) for start, each in zip(starts, tasks, strict=True)]
 
 
+@settings(max_examples=50)
 @given(tasks_of_any_kind())
 def test_the_same_as_the_slow_twin(tasks: list[Task]) -> None:
     assert times(timeline(tasks)) == slow_twin(tasks)
 
 
+@settings(max_examples=50)
 @given(tasks_of_any_kind())
 def test_no_two_tasks_run_on_one_gpu_at_the_same_time(tasks: list[Task]) -> None:
     spans = timeline(tasks)
@@ -102,6 +104,7 @@ def test_no_two_tasks_run_on_one_gpu_at_the_same_time(tasks: list[Task]) -> None
         assert all(first.end_s <= second.start_s for first, second in pairwise(mine))
 
 
+@settings(max_examples=50)
 @given(tasks_of_any_kind())
 def test_the_critical_path_is_without_gaps_and_as_long_as_the_step(tasks: list[Task]) -> None:
     spans = timeline(tasks)
@@ -111,12 +114,14 @@ def test_the_critical_path_is_without_gaps_and_as_long_as_the_step(tasks: list[T
     assert sum(span.task.duration.seconds for span in path) == max(span.end_s for span in spans)
 
 
+@settings(max_examples=50)
 @given(tasks_of_any_kind())
 def test_idle_shares_are_shares(tasks: list[Task]) -> None:
     spans = timeline(tasks)
     assert all(0 <= share <= 1 for share in idle_shares(spans, {"a": 2, "b": 2, "c": 1}).values())
 
 
+@settings(max_examples=50)
 @given(tasks_of_any_kind(), st.integers(0, 13))
 def test_a_shorter_task_never_makes_the_step_longer(tasks: list[Task], which: int) -> None:
     place = which % len(tasks)

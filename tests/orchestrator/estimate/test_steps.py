@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from configs.schema.ppo import PPOStage
 from orchestrator.estimate.efficiencies import Efficiencies
 from orchestrator.estimate.records import PhaseTime, StepTime
-from orchestrator.estimate.steps import Lengths
+from orchestrator.estimate.steps import Given, Lengths, tasks_of_ppo
+from orchestrator.plan_records import PPOPlan
 from tests.orchestrator.estimate.step_cases import EIGHT_B, TOGETHER, gpu, hardware, planned, time_of
 
 
@@ -70,6 +71,19 @@ def test_waves_go_to_their_engines_in_turn() -> None:
     assert seconds(two, "rollout", "generate") == pytest.approx(seconds(one, "rollout", "generate"))
     ends = [max(each.end_s for each in spans(time, "rollout", "generate")) for time in (one, two)]
     assert ends[0] == pytest.approx(2 * ends[1])
+
+
+def test_the_number_of_tasks_grows_with_the_waves_and_not_with_their_square() -> None:
+    """A wave's scoring waits for all waves before it, through one chain."""
+    config, plan = planned("ppo.prompts_per_step=1024", "rollout.prompts_per_wave=1", "ppo.minibatches=1")
+    assert isinstance(config, PPOStage)
+    assert isinstance(plan, PPOPlan)
+    given_all = Given(
+        works=dict.fromkeys(plan.roles, EIGHT_B), hardware=dict.fromkeys(plan.groups, hardware()), kv_tokens=3e5
+    )
+    tasks = tasks_of_ppo(config, plan, given_all)
+    assert len(tasks) == 1024 * (1 + 1 + 4) + 3
+    assert sum(len(task.after) for task in tasks) < 20 * len(tasks)
 
 
 def test_epochs_repeat_the_updates_and_minibatches_divide_them() -> None:
