@@ -220,6 +220,15 @@ def problem(overrides: dict[str, Any], tmp_path: Path) -> str:
             "latest (registry/name:1.2.3)",
         ),
         (
+            {"name": "a" * 41},
+            f"cluster.kubernetes.name: got '{'a' * 41}'; allowed: text of the form ^[a-z][a-z0-9]*(-[a-z0-9]+)*$, or null, at most 40 "
+            "characters",
+        ),
+        (
+            {"namespace": "Mine"},
+            "cluster.kubernetes.namespace: got 'Mine'; allowed: text of the form ^[a-z0-9]+(-[a-z0-9]+)*$",
+        ),
+        (
             {"scheduler": "kueue"},
             "cluster.kubernetes.queue: missing; allowed: the queue's name, as scheduler is 'kueue'",
         ),
