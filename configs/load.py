@@ -291,6 +291,8 @@ def _problem(item: Any, origins: Origins, root: Kind) -> Problem:
             allowed = allowed.replace("number", "finite number", 1)
         case "too_short" | "string_too_short":
             allowed = f"{allowed}, not empty"
+        case "string_too_long":
+            allowed = f"{allowed}, at most {context['max_length']} characters"
         case "string_pattern_mismatch":
             allowed = f"text of the form {context['pattern']}"
         case "value_error":

@@ -38,6 +38,7 @@ EXAMPLES = """examples:
   preceptor sweep recipe.yaml 'ppo.gamma=[0.9,1.0]' --dir runs/gammas   one run for each value
   preceptor data inspect recipe.yaml --rows 3              rows as the model will see them
   preceptor lineage runs/my-run/export                     what it was made from, back to the data
+  preceptor k8s render recipe.yaml -o manifests            Kubernetes manifests of a run, for KubeRay
   preceptor schema ppo                                     every key of a stage, its default and what it means
 
 exit codes: 0 fine, 1 the run failed, 2 bad input, 130 interrupted"""

@@ -19,25 +19,17 @@ USER_ID = 1000
 METRICS_PORT, DASHBOARD_PORT, GCS_PORT, AGENT_PORT = 8080, 8265, 6379, 52365
 RUN_LABEL, PART_LABEL = "preceptor/run", "preceptor/part"
 NODE_PART, SUBMITTER_PART = "node", "submitter"
-STOP_WAIT_S = 1800
-"""That Ray's job server waits for a stopped job's end before it kills it: the step ends, a checkpoint is written. Ray's own are 3 s."""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def node_template(group: NodeGroup, kubernetes: KubernetesConfig, name: str, config_map: str) -> Object:
     """A Ray node's pod template."""
     head = group.name == HEAD_GROUP
-    environment = {
-        "HOME": HOME,
-        **QUIET,
-        **({"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)} if head else {}),
-        **kubernetes.env,
-    }
     container = {
         "name": "ray-head" if head else "ray-worker",
         "image": kubernetes.image,
         "workingDir": WORK_DIR,
-        "env": _variables(environment),
+        "env": _variables({"HOME": HOME, **QUIET, **kubernetes.env}),
         "envFrom": [{"secretRef": {"name": secret}} for secret in kubernetes.secrets],
         "ports": _ports(head=head),
         "resources": _resources(group.cpus, f"{group.memory_gib}Gi", gpus=group.gpus),

@@ -9,7 +9,6 @@ goes on with a newer image, and its config is still its config.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,11 +24,13 @@ from orchestrator.kubernetes.manifests import Run, files_of
 from orchestrator.kubernetes.nodes import NodeGroup, Staged, node_groups, resource_of
 from orchestrator.kubernetes.pods import WORK_DIR, Object
 from orchestrator.plan import make_plan
-from orchestrator.plan_records import RolePlan
+from orchestrator.plan_records import GroupPlan, RolePlan
 
+JOINED: dict[str, Any] = {"address": "auto", "kubernetes": {}}
+"""Of `cluster`, in the config that the pods read."""
 KUEUE_POD_SETS = 8
 """Kueue's limit of kinds of pods in one workload: head, submitter and worker groups."""
-SHARED_BY_STAGES = ("kubernetes", "gpu", "gpus_per_node", "groups")
+SHARED_BY_STAGES = ("address", "kubernetes", "gpu", "gpus_per_node", "groups")
 """Keys of `cluster` that can't differ between the stages of a pipeline: one cluster serves all."""
 
 
@@ -77,23 +78,24 @@ def in_cluster(config: Config, staged: Staged, nodes: tuple[NodeGroup, ...]) -> 
     """The config as the pods read it."""
     values = config.model_dump()
     values["run"]["dir"] = _absolute(config.run.dir)
-    resources = {group.name: resource_of(group, config.cluster) for _, plan in staged for group in plan.groups.values()}
-    _joined(values["cluster"], resources)
+    values["cluster"] |= JOINED
+    sections: dict[str, dict[str, Any]] = {"": values}
     if isinstance(config, Pipeline):
-        for name, stage in values["stages"].items():
-            stage["run"]["dir"] = f"{values['run']['dir']}/{name}"
-            _joined(stage["cluster"], resources)
-    pods = {name: group for group in nodes for name in group.holds}
-    for section, (stage, plan) in zip(values.get("stages", {"": values}).values(), staged, strict=True):
+        sections = values["stages"]
+        for name, section in sections.items():
+            section["run"]["dir"] = f"{values['run']['dir']}/{name}"
+    for section, (stage, plan) in zip(sections.values(), staged, strict=True):
+        section["cluster"] |= JOINED
+        for group in plan.groups.values():
+            section["cluster"]["groups"].setdefault(group.name, {})["resource"] = resource_of(group, config.cluster)
         for role in plan.roles.values():
-            _give_threads(section, stage, role, pods[role.group])
+            _give_threads(section, stage, role, _pods_of(plan.groups[role.group], nodes))
     return type(config).model_validate(values)
 
 
-def _joined(cluster: dict[str, Any], resources: Mapping[str, str]) -> None:
-    cluster |= {"address": "auto", "kubernetes": {}}
-    for name, resource in resources.items():
-        cluster["groups"].setdefault(name, {})["resource"] = resource
+def _pods_of(group: GroupPlan, nodes: tuple[NodeGroup, ...]) -> NodeGroup:
+    on_gpus = group.gpus_per_bundle > 0
+    return next(pods for pods in nodes if group.name in pods.holds and (pods.gpus > 0) == on_gpus)
 
 
 def _give_threads(values: dict[str, Any], stage: Stage, role: RolePlan, pod: NodeGroup) -> None:

@@ -119,13 +119,6 @@ def test_a_job_goes_on_when_it_is_tried_again() -> None:
     assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"], spec["shutdownAfterJobFinishes"]) == (5, 3600, True)
 
 
-def test_a_stopped_job_has_time_to_write_a_checkpoint() -> None:
-    """Ray's job server, on the head, kills a stopped driver after 3 s unless its environment says otherwise."""
-    spec = ray_object(rendered("bandit", *SHARED))["spec"]["rayClusterSpec"]
-    head = {one["name"]: one["value"] for one in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
-    assert int(head["RAY_JOB_STOP_WAIT_TIME_S"]) >= 600
-
-
 def test_ranks_find_their_pods() -> None:
     """Each group's pods have the Ray resource that the config in the manifests asks for."""
     found = rendered("ppo-8b-8gpu", *SHARED, "cluster.groups={critic: {resource: big}}")

@@ -88,6 +88,18 @@ def test_ranks_have_their_share_of_their_own_pod() -> None:
     assert (bandit["policy"], bandit["rollout"], bandit["reward_function_0"]) == (3, 6, 1)
 
 
+def test_a_stage_without_gpus_goes_to_the_pods_without() -> None:
+    apart = (*SHARED, "cluster.device=cuda", "stages.sft.cluster.device=cpu")
+    found = render(load_config(RECIPES / "demo.yaml", apart), as_job=True)
+    stages = yaml.safe_load(found.files["config.yaml"][0]["data"]["config.yaml"])["stages"]
+    resources = {name: stages[name]["cluster"]["groups"]["policy"]["resource"] for name in ("pretrain", "sft", "ppo")}
+    assert resources == {"pretrain": "preceptor-policy", "sft": "preceptor-cpu", "ppo": "preceptor-policy"}
+    assert {group.name: group.resources for group in found.nodes if group.name in ("cpu", "policy")} == {
+        "cpu": ("preceptor-cpu",),
+        "policy": ("preceptor-policy",),
+    }
+
+
 def test_a_newer_image_or_a_larger_head_leaves_the_config_as_it_is() -> None:
     texts = {
         render(load_config(RECIPES / "bandit.yaml", (*SHARED, *more)), as_job=True).files["config.yaml"][0]["metadata"][
@@ -220,6 +232,15 @@ def problem(overrides: dict[str, Any], tmp_path: Path) -> str:
             "latest (registry/name:1.2.3)",
         ),
         (
+            {"name": "a" * 41},
+            f"cluster.kubernetes.name: got '{'a' * 41}'; allowed: text of the form ^[a-z][a-z0-9]*(-[a-z0-9]+)*$, or null, at most 40 "
+            "characters",
+        ),
+        (
+            {"namespace": "Mine"},
+            "cluster.kubernetes.namespace: got 'Mine'; allowed: text of the form ^[a-z0-9]+(-[a-z0-9]+)*$",
+        ),
+        (
             {"scheduler": "kueue"},
             "cluster.kubernetes.queue: missing; allowed: the queue's name, as scheduler is 'kueue'",
         ),
@@ -282,6 +303,9 @@ def test_stages_of_a_pipeline_share_their_cluster() -> None:
         "stages.sft.cluster.gpus_per_node: differs from the pipeline's; allowed: not given: cluster.gpus_per_node holds for all stages, "
         "as one Ray cluster serves them"
     ]
+    assert refusal("demo", *SHARED, "stages.ppo.cluster.address=10.0.0.1:6379")[0].startswith(
+        "stages.ppo.cluster.address: "
+    )
 
 
 QUEUED = ("cluster.kubernetes.scheduler=kueue", "cluster.kubernetes.queue=q")
