@@ -89,6 +89,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
                 os.environ[key] = value
 
 
+@pytest.fixture(autouse=True)
+def _no_job_left(cluster: Started) -> Iterator[None]:
+    """A test that fails leaves no job to the next."""
+    yield
+    jobs = RayJobs(cluster.dashboard)
+    for state in jobs.jobs():
+        if not state.ended:
+            jobs.stop(state.job, timeout_s=120.0)
+
+
 def takes_jobs(dashboard: str) -> bool:
     """The job server starts before the agent that it hands jobs to."""
     try:
