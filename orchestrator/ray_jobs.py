@@ -11,7 +11,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,11 +143,11 @@ class RayJobs:
         with self._told(job):
             return self._client.get_job_logs(job)
 
-    def follow(self, job: str) -> Iterator[str]:
-        """What its entrypoint has printed and prints, piece by piece, until the job ends."""
+    def follow(self, job: str) -> Generator[str, None, None]:
+        """What its entrypoint has printed and prints, piece by piece, until the job ends. To be closed by who leaves before."""
         self.state(job)
         with self._told(job), asyncio.Runner() as runner:
-            pieces = aiter(self._client.tail_job_logs(job))
+            pieces: Any = self._client.tail_job_logs(job)
             waiting = None
             try:
                 while True:
@@ -164,8 +164,7 @@ class RayJobs:
                     waiting = None
                     yield piece
             finally:
-                if waiting is not None:
-                    waiting.cancel()
+                runner.run(_close(pieces, waiting))
 
     def wait(self, job: str, *, timeout_s: float) -> JobState:
         """Waits until a job has ended.
@@ -215,6 +214,13 @@ class RayJobs:
                     f"job: got {job!r}, which {self.address} does not know; `preceptor jobs` lists what it knows"
                 ) from error
             raise UserError(f"the job server at {self.address} refuses: {text[:1000]}") from error
+
+
+async def _close(pieces: AsyncGenerator[str, None], waiting: asyncio.Task[str] | None) -> None:
+    """Ends a stream of which the next piece may be waited for."""
+    if waiting is not None and waiting.cancel():
+        await asyncio.wait({waiting})
+    await pieces.aclose()
 
 
 def left_out(working_dir: Path, path: Path) -> bool:

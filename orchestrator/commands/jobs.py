@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,8 +166,9 @@ def _follow(ray_jobs: RayJobs, job: str) -> None:
     from actors.errors import PreceptorError
 
     try:
-        for piece in ray_jobs.follow(job):
-            print(piece, end="", flush=True)
+        with closing(ray_jobs.follow(job)) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
         state: JobState = ray_jobs.wait(job, timeout_s=60.0)
     except KeyboardInterrupt:
         print(f"\njob {job} goes on without you; `preceptor stop {job}` stops it", flush=True)

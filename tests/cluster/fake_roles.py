@@ -74,17 +74,22 @@ class FakeCritic(FakeScorer):
 
     def build_experience(self, order: ExperienceOrder, *columns: bytes) -> tuple[bytes, ExperienceSummary]:
         num = len(columns[0]) // (BYTES_PER_TOKEN * self.tokens)
-        floats = tuple(0.123456789 + n for n in range(num))
-        digests = tuple(digest(order.wave, n) for n in range(num))
+
+        def floats(of: int) -> tuple[float, ...]:
+            return tuple(0.123456789 + of + n for n in range(num))
+
+        def digests(of: str) -> tuple[str, ...]:
+            return tuple(digest(of, order.wave, n) for n in range(num))
+
         return columns[0], ExperienceSummary(
             wave=order.wave,
             indices=tuple(range(num)),
             advantage_moments=Moments(count=num * self.tokens, mean=0.5, m2=0.123456789),
-            kl=floats,
-            scores=floats,
-            source_scores=(floats,),
+            kl=floats(0),
+            scores=floats(1000),
+            source_scores=(floats(2000),),
             logprob_gap=1e-6,
-            reward_digests=digests,
-            advantage_digests=digests,
+            reward_digests=digests("rewards"),
+            advantage_digests=digests("advantages"),
             file=WrittenFile(name=order.file, sha256=digest(order.file), num_bytes=123456),
         )
