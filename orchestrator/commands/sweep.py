@@ -116,10 +116,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
             f"dry run: {len(prepared.trials)} trials of {' or '.join(map(str, gpus))} GPUs, all of whose configs are right"
         )
         return
-    from orchestrator.sweep.direct import direct
-    from orchestrator.sweep.trial_jobs import place_of
+    from orchestrator.sweep.direct import check_place, direct
 
-    place_of(spec)  # what it lacks is told before a folder is made
+    check_place(spec)
     with new_folder(folder_path) as folder:
         folder.write(spec, prepared.trials, prepared.configs)
         direct(folder, spec)

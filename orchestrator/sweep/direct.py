@@ -53,6 +53,13 @@ def direct(folder: SweepFolder, spec: SweepSpec) -> None:
         raise PreceptorError(f"{told}; `preceptor sweep --resume {folder.path} --retries N` runs what failed again")
 
 
+def check_place(spec: SweepSpec) -> None:
+    """UserError where jobs could not be started: before a folder is made."""
+    place_of(spec)
+    if spec.address is not None:
+        RayJobs(spec.address)
+
+
 def _run(folder: SweepFolder, spec: SweepSpec, server: RayJobs, view: View) -> bool:
     """True where the user stopped it."""
     if spec.halving is None:

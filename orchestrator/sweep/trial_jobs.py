@@ -68,9 +68,11 @@ def place_of(spec: SweepSpec) -> Place:
     """Where the trials' drivers start. UserError where a variable that they are to get is not set."""
     if spec.address is None:
         return Place.here()
-    missing = [name for name in spec.env if name not in os.environ]
-    if missing:
-        raise UserError(f"--env: {missing[0]} is not set; allowed: names of variables of this environment")
+    for name in spec.env:
+        if name not in os.environ:
+            # a value in place of a name may be a secret: it is not repeated
+            got = repr(name) if name.isidentifier() else "something that is no name"
+            raise UserError(f"--env: got {got}; allowed: the name of a variable that is set here")
     return Place.cluster(spec.working_dir, {name: os.environ[name] for name in spec.env})
 
 

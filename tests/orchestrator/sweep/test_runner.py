@@ -63,7 +63,7 @@ def test_a_failed_trial_is_tried_again_from_where_it_stands(tmp_path: Path) -> N
     runner_of(folder, cluster).run()
     commands = [job.entrypoint.removeprefix("exec python -m orchestrator ") for job in cluster.jobs_by_id.values()]
     run_dir = str(folder.path / "trials" / "0001")
-    assert commands == [f"run {folder.path}/configs/0001.yaml", f"resume {run_dir}", f"resume {run_dir}"]
+    assert commands == [f"run {folder.path}/inputs/0001.yaml", f"resume {run_dir}", f"resume {run_dir}"]
     (trial,) = folder.trials()
     assert (trial.status, trial.attempts, trial.failures) == ("finished", 3, 2)
 
