@@ -81,6 +81,16 @@ def make_plan(config: Stage | CompareConfig, machine: Machine | None) -> Plan:
     Raises:
         ConfigError: with every problem: its key, what was got, what is allowed.
     """
+    plan, problems = _worked_out(config, machine)
+    if problems:
+        where = f" on {machine.where}" if machine else ""
+        what = "the comparison" if isinstance(config, CompareConfig) else f"stage {config.stage}"
+        raise ConfigError(f"{what} can't run{where}", problems)
+    return plan
+
+
+def _worked_out(config: Stage | CompareConfig, machine: Machine | None) -> tuple[Plan, list[Problem]]:
+    """The plan, and what keeps it from running."""
     cores = config.cluster.num_cpus or (machine.num_cpus if machine else None)
     plan: Plan
     if isinstance(config, PPOStage):
@@ -95,11 +105,7 @@ def make_plan(config: Stage | CompareConfig, machine: Machine | None) -> Plan:
     else:
         supervised = _plan_supervised(config, cores)
         plan, problems = supervised, supervised_problems(config, supervised, machine)
-    if problems:
-        where = f" on {machine.where}" if machine else ""
-        what = "the comparison" if isinstance(config, CompareConfig) else f"stage {config.stage}"
-        raise ConfigError(f"{what} can't run{where}", problems)
-    return plan
+    return plan, problems
 
 
 def check_groups(config: Config) -> None:
@@ -109,7 +115,7 @@ def check_groups(config: Config) -> None:
         ConfigError: naming them, and the groups that there are.
     """
     stages = list(config.stages.values()) if isinstance(config, Pipeline) else [config]
-    known = list(dict.fromkeys(name for stage in stages for name in make_plan(stage, None).groups))
+    known = list(dict.fromkeys(name for stage in stages for name in _worked_out(stage, None)[0].groups))
     named = dict.fromkeys(name for stage in stages for name in stage.cluster.groups)
     problems = [
         Problem(key=f"cluster.groups.{name}", got="got a group that no role is in", allowed=", ".join(known))
@@ -311,7 +317,11 @@ def describe_plan(plan: Plan) -> RenderableType:
 
 
 def _arithmetic(plan: Plan) -> list[str]:
-    total = f"GPUs {num_gpus(plan)}, placement groups {len(plan.groups)}"
+    laid = [
+        f"{group.name} {group.strategy.lower()}{f' on {group.resource}' if group.resource else ''}"
+        for group in plan.groups.values()
+    ]
+    total = f"GPUs {num_gpus(plan)}, placement groups {len(plan.groups)}: {', '.join(laid)}"
     if isinstance(plan, RankPlan):
         return [f"step: {plan.prompts_per_wave} prompts x {plan.answers_per_prompt} answers, ranked", total]
     if isinstance(plan, ComparePlan):

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,11 +143,11 @@ class RayJobs:
         with self._told(job):
             return self._client.get_job_logs(job)
 
-    def follow(self, job: str) -> Iterator[str]:
-        """What its entrypoint has printed and prints, piece by piece, until the job ends."""
+    def follow(self, job: str) -> Generator[str, None, None]:
+        """What its entrypoint has printed and prints, piece by piece, until the job ends. To be closed by who leaves before."""
         self.state(job)
         with self._told(job), asyncio.Runner() as runner:
-            pieces = aiter(self._client.tail_job_logs(job))
+            pieces: Any = self._client.tail_job_logs(job)
             waiting = None
             try:
                 while True:
@@ -164,8 +164,7 @@ class RayJobs:
                     waiting = None
                     yield piece
             finally:
-                if waiting is not None:
-                    waiting.cancel()
+                runner.run(_close(pieces, waiting))
 
     def wait(self, job: str, *, timeout_s: float) -> JobState:
         """Waits until a job has ended.
@@ -217,16 +216,31 @@ class RayJobs:
             raise UserError(f"the job server at {self.address} refuses: {text[:1000]}") from error
 
 
+async def _close(pieces: AsyncGenerator[str, None], waiting: asyncio.Task[str] | None) -> None:
+    """Ends a stream of which the next piece may be waited for."""
+    if waiting is not None and waiting.cancel():
+        await asyncio.wait({waiting})
+    await pieces.aclose()
+
+
 def left_out(working_dir: Path, path: Path) -> bool:
     """Whether Ray leaves a file or folder of the working directory out of its copy: .gitignore or .rayignore of a folder above names it."""
     from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
     root, path = working_dir.absolute(), path.absolute()
-    # patterns name what is in a folder, or the folder
-    inside = next((file for file in path.rglob("*") if file.is_file()), path) if path.is_dir() else path
-    folders = [root, *(folder for folder in path.parents if folder.is_relative_to(root) and folder != root)]
-    excluded = [match for folder in folders for match in get_excludes_from_ignore_files(folder, True)]
-    return any(match(part) for match in excluded for part in (path, inside))
+    if not path.is_relative_to(root):
+        return True
+    above = [folder for folder in path.parents if folder.is_relative_to(root)]
+    # a pattern names a folder, or what is in it; what lies in a folder that is left out is left out
+    inside = [file for file in path.rglob("*") if file.is_file()][:1] if path.is_dir() else []
+    named = [*(folder for folder in above if folder != root), path, *inside]
+    return any(
+        match(one)
+        for folder in above
+        for match in get_excludes_from_ignore_files(folder, True)
+        for one in named
+        if one.is_relative_to(folder)
+    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from orchestrator.ray_jobs import JobState, RayJobs
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+CHATTY = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers of Ray's client that tell of every upload and of every closed connection."""
 STOP_S = 960.0
 """Longest wait for a stopped job to end: somewhat more than `cluster.stop_timeout_s` gives it by default."""
 
@@ -146,8 +153,8 @@ def _cluster(arguments: argparse.Namespace) -> RayJobs:
 
     from orchestrator.ray_jobs import RayJobs
 
-    # Ray's client tells of every upload and of every closed connection
-    logging.disable(logging.INFO)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     given = [arguments.address, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS")]
     # RAY_ADDRESS may also name what drivers join, which answers no job client
     usable = [address for address in given[1:] if address and address.startswith(("http://", "https://"))]
@@ -159,8 +166,9 @@ def _follow(ray_jobs: RayJobs, job: str) -> None:
     from actors.errors import PreceptorError
 
     try:
-        for piece in ray_jobs.follow(job):
-            print(piece, end="", flush=True)
+        with closing(ray_jobs.follow(job)) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
         state: JobState = ray_jobs.wait(job, timeout_s=60.0)
     except KeyboardInterrupt:
         print(f"\njob {job} goes on without you; `preceptor stop {job}` stops it", flush=True)

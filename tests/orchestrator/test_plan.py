@@ -9,19 +9,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from configs.errors import ConfigError
+from configs.schema import Pipeline
 from configs.schema.compare import CompareConfig
 from orchestrator.plan import (
     GroupPlan,
     Plan,
     RolePlan,
     SupervisedPlan,
+    check_groups,
     describe_plan,
     logical_cpus,
     make_plan,
     num_gpus,
     plan_json,
 )
-from tests.orchestrator.small_stages import LAPTOP, NODE, everything_on, plan_of, reward_stage, stage
+from tests.orchestrator.small_stages import LAPTOP, NODE, REWARD, everything_on, merged, plan_of, reward_stage, stage
 
 # ----------------------------------------------------------------------------------------------------------- on a CPU
 
@@ -130,10 +132,47 @@ def test_separate_groups_on_eight_gpus() -> None:
         name="policy", num_bundles=2, gpus_per_bundle=1, cpus_per_bundle=0.25, roles=("policy",)
     )
     assert plan.groups["rollout"] == GroupPlan(
-        name="rollout", num_bundles=1, gpus_per_bundle=2, cpus_per_bundle=0.25, roles=("rollout",)
+        name="rollout", num_bundles=1, gpus_per_bundle=2, cpus_per_bundle=0.25, roles=("rollout",), strategy="SPREAD"
     )
     assert (plan.sync_channel, plan.rollout_shares_gpu) == ("nccl", False)
     assert plan.roles["policy"].threads == 32
+
+
+def test_groups_go_where_the_config_says() -> None:
+    groups = {
+        "policy": {"resource": "h100", "strategy": "strict_pack"},
+        "critic": {"strategy": "spread"},
+        "rollout": {"resource": "l40s"},
+        "reference": {"strategy": "strict_spread"},
+        "reward": {"resource": "l40s", "strategy": "pack"},
+    }
+    plan = plan_of(stage(cluster={"groups": groups}))
+    assert {name: (group.strategy, group.resource) for name, group in plan.groups.items()} == {
+        "policy": ("STRICT_PACK", "h100"),
+        "critic": ("SPREAD", None),
+        "reference": ("STRICT_SPREAD", None),
+        "reward": ("PACK", "l40s"),
+        "rollout": ("SPREAD", "l40s"),
+    }
+
+
+def test_a_group_that_no_stage_has_is_refused_and_one_that_some_stage_has_is_not() -> None:
+    shared = {"groups": {"policy": {"resource": "h100"}, "reward": {"resource": "l40s"}}}
+    pipeline = Pipeline.model_validate(
+        {
+            "stage": "pipeline",
+            "run": {"dir": "runs/x"},
+            "stages": {
+                "tune": merged(REWARD, {"stage": "sft", "cluster": shared}),
+                "rm": merged(REWARD, {"cluster": shared}),
+            },
+        }
+    )
+    check_groups(pipeline)
+    with pytest.raises(
+        ConfigError, match=r"cluster.groups.critics: got a group that no role is in; allowed: policy, critic, "
+    ):
+        check_groups(stage(cluster={"groups": {"critics": {"resource": "h100"}}}))
 
 
 def test_engines_beside_the_trainers_share_their_bundles() -> None:
@@ -217,6 +256,6 @@ def test_a_plan_in_words() -> None:
         "step: 10 prompts x 2 responses = 20 trajectories in 3 waves of 4 or 2 prompts",
         "update: 20 trajectories a minibatch, 2 updates a step (2 epochs), 20 in the run (20 of the policy)",
         "reference: yes, weight sync: ipc",
-        "GPUs 2, placement groups 1",
+        "GPUs 2, placement groups 1: all pack",
     ]
     assert '"sync_channel": "ipc"' in plan_json(plan_of(config, NODE))

@@ -1,0 +1,218 @@
+"""What `submit`, `jobs`, `logs` and `stop` refuse, before or without a cluster. With one: tests/cluster."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from actors.errors import PreceptorError, UserError
+from orchestrator import cli
+from orchestrator import ray_jobs as module
+from orchestrator.ray_jobs import JobRequest, JobState, RayJobs, left_out
+from tests.resilience.runs import reward_config
+
+NOBODY = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reward.yaml").write_text(yaml.safe_dump(reward_config(run={"dir": "runs/reward"})))
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    began = time.monotonic()
+    code = cli.main(argv)
+    assert time.monotonic() - began < 10
+    out, err = capsys.readouterr()
+    assert out == ""
+    return code, err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["submit", "reward.yaml", "--metadata", "blue"],
+            "preceptor: --metadata: got 'blue'; allowed: KEY=VALUE\n",
+        ),
+        (
+            ["submit", "reward.yaml", "--env", "NOT_SET"],
+            "preceptor: --env: got 'NOT_SET'; allowed: the name of a variable that is set here\n",
+        ),
+        (
+            ["submit", "reward.yaml", "--env", "TOKEN=secret"],
+            "preceptor: --env: got something that is no name; allowed: the name of a variable that is set here\n",
+        ),
+        (
+            ["submit", "reward.yaml", "--working-dir", "nowhere"],
+            "preceptor: --working-dir: got 'nowhere', which is no folder\n",
+        ),
+        (
+            ["submit", "/etc/hosts"],
+            "preceptor: CONFIG: got '/etc/hosts', which is outside HERE; allowed: a file in --working-dir, which the job sees\n",
+        ),
+        (
+            ["submit", "reward.yaml", "cluster.groups.rewrad.resource=a100"],
+            "preceptor: cluster.groups does not fit the roles:\n  cluster.groups.rewrad: got a group that no role is in; allowed: reward\n",
+        ),
+        (
+            ["submit", "reward.yaml", "--address", "127.0.0.1:8265"],
+            "preceptor: address: got '127.0.0.1:8265'; allowed: the Ray dashboard's, such as http://127.0.0.1:8265\n",
+        ),
+        (["stop", "x", "--timeout-s", "0"], "preceptor: --timeout-s: got 0; allowed: more than 0\n"),
+        *(
+            (
+                [*command, "--address", NOBODY],
+                f"preceptor: address: no Ray job server answers at {NOBODY} (no connection); allowed: the dashboard's address of a "
+                "running cluster, such as http://127.0.0.1:8265\n",
+            )
+            for command in (["submit", "reward.yaml"], ["jobs"], ["logs", "x"], ["stop", "x"])
+        ),
+    ],
+)
+def test_bad_input_is_one_message(
+    argv: list[str], said: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(capsys, *argv) == (2, said.replace("HERE", str(project)))
+
+
+def test_data_that_would_not_be_copied_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "rankings.jsonl").write_text("{}")
+    (project / ".gitignore").write_text("*.jsonl\n")
+    code, said = told(capsys, "submit", "reward.yaml", "--address", NOBODY)
+    assert code == 2
+    assert said.startswith(
+        "preceptor: data.path: 'rankings.jsonl' is not copied to the cluster: .gitignore or .rayignore names it; allowed:"
+    )
+
+
+def test_what_ray_leaves_out_is_known(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text((Path(__file__).parents[2] / ".gitignore").read_text())
+    (tmp_path / ".rayignore").write_text("/big/\n")
+    files = ("runs/demo-inputs/model/config.json", "runs/demo/ledger/1.json", "big/x", "data/y", "data/sub/z")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "data" / ".gitignore").write_text("sub\n")
+    assert [name for name in files if left_out(tmp_path, tmp_path / name)] == [
+        "runs/demo/ledger/1.json",
+        "big/x",
+        "data/sub/z",
+    ]
+    assert not left_out(tmp_path, tmp_path / "runs/demo-inputs/model")
+    assert left_out(tmp_path, tmp_path / "big")
+    assert left_out(tmp_path / "data", tmp_path / "runs/demo-inputs/model")
+
+
+# ---------------------------------------------------------------------------------------------------------- a server of a test
+
+
+class Server(HTTPServer):
+    """A job server that answers what a test gives it."""
+
+    answers: dict[str, tuple[int, Any]]
+    asked: list[str]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        code, body = self.server.answers[self.path]
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+VERSION = {"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "x"}
+RUNNING = {
+    "type": "SUBMISSION",
+    "submission_id": "small-1",
+    "status": "RUNNING",
+    "entrypoint": "true",
+    "start_time": 1500,
+    "metadata": {"job_name": "small", "run_dir": "runs/x"},
+}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.answers, server.asked = {"/api/version": (200, VERSION)}, []
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def jobs_at(server: Server) -> RayJobs:
+    return RayJobs(f"http://127.0.0.1:{server.server_port}")
+
+
+def test_the_given_address_wins_over_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", NOBODY)
+    server.answers["/api/jobs/small-1"] = (200, RUNNING)
+    assert jobs_at(server).state("small-1") == JobState(
+        job="small-1",
+        name="small",
+        status="RUNNING",
+        message="",
+        metadata={"job_name": "small", "run_dir": "runs/x"},
+        started_s=1.5,
+        ended_s=None,
+        run_dir="runs/x",
+        exit_code=None,
+    )
+
+
+def test_an_unknown_job_is_named(server: Server) -> None:
+    server.answers["/api/jobs/x"] = (404, "Job x does not exist")
+    jobs = jobs_at(server)
+    said = f"^job: got 'x', which {jobs.address} does not know; `preceptor jobs` lists what it knows$"
+    for ask in (jobs.state, jobs.logs, lambda job: list(jobs.follow(job)), lambda job: jobs.stop(job, timeout_s=1)):
+        with pytest.raises(UserError, match=said):
+            ask("x")
+
+
+def test_a_cluster_that_wants_a_token_says_so(server: Server) -> None:
+    server.answers["/api/version"] = (401, "Unauthorized")
+    with pytest.raises(
+        UserError, match=r"asks for a token or refuses the one given; allowed: its token in RAY_AUTH_TOKEN"
+    ):
+        jobs_at(server)
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = jobs_at(server)
+    monkeypatch.setattr(module, "ANSWER_S", 0.2)
+    monkeypatch.setattr(Handler, "do_GET", lambda handler: handler.rfile.read())
+    with pytest.raises(UserError, match=r"no Ray job server answers at .* \(it does not answer in time\)"):
+        jobs.state("x")
+
+
+def test_a_job_that_does_not_end_is_told(server: Server) -> None:
+    server.answers["/api/jobs/small-1"] = (200, RUNNING)
+    with pytest.raises(PreceptorError, match=r"job small-1 at .* has not ended within 0 s: RUNNING"):
+        jobs_at(server).wait("small-1", timeout_s=0)
+
+
+def test_names_that_ray_or_a_shell_would_mangle_are_refused(server: Server) -> None:
+    with pytest.raises(UserError, match=r"^job name: got 'a b'; allowed: letters, digits, '\.', '_' and '-'$"):
+        jobs_at(server).submit(JobRequest(entrypoint="true", name="a b"))

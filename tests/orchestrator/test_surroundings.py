@@ -1,0 +1,60 @@
+"""Which cluster a run joins, and where a job's run directory is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.schema.run import ClusterConfig
+from orchestrator.surroundings import RAY_JOB, cluster_address, place_of_run, ray_job
+
+JOB = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1", "job_name": "x"}})
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (RAY_JOB, "RAY_ADDRESS", "PRECEPTOR_RUNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "joined"),
+    [
+        (None, None, None),
+        (None, "", None),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        (None, "auto", "auto"),
+        (None, "local", None),
+        (None, "http://10.0.0.1:8265", None),  # the job server's
+        (None, "https://ray.example", None),
+        ("auto", None, "auto"),
+        ("local", "10.0.0.1:6379", None),
+        ("10.0.0.2:6379", "10.0.0.1:6379", "10.0.0.2:6379"),
+    ],
+)
+def test_the_config_comes_before_the_environment(
+    configured: str | None, environment: str | None, joined: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    assert cluster_address(ClusterConfig(address=configured)) == joined
+
+
+def test_outside_a_job_a_run_directory_is_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRECEPTOR_RUNS", "/shared")
+    assert ray_job() is None
+    assert place_of_run("runs/demo") == "runs/demo"
+
+
+def test_a_jobs_relative_run_directory_is_not_in_its_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RAY_JOB, JOB)
+    assert ray_job() == "raysubmit_1"
+    assert place_of_run("runs/demo") == str(Path.home() / "preceptor/runs/demo")
+    monkeypatch.setenv("PRECEPTOR_RUNS", "/shared")
+    assert place_of_run("runs/demo") == "/shared/runs/demo"
+    monkeypatch.setenv("PRECEPTOR_RUNS", "s3://bucket/team")
+    assert place_of_run("runs/demo") == "s3://bucket/team/runs/demo"
+    assert place_of_run("/elsewhere/demo") == "/elsewhere/demo"
+    assert place_of_run("s3://other/demo") == "s3://other/demo"
