@@ -118,7 +118,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         return
     from orchestrator.sweep.direct import check_place, direct
 
-    check_place(spec)
+    check_place(spec, folder_path)
     with new_folder(folder_path) as folder:
         folder.write(spec, prepared.trials, prepared.configs)
         direct(folder, spec)
@@ -138,6 +138,8 @@ def _resume(arguments: argparse.Namespace) -> None:
             for name in ("parallel", "gpus", "retries", "metric")
             if (value := vars(arguments)[name]) is not None
         }
+        if arguments.address is not None and spec.address is not None:
+            given["address"] = arguments.address
         spec = replace(spec, **given)
         check_budget(folder.trials(), spec.gpus)
         direct(folder, spec)

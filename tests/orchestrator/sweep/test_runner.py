@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.errors import PreceptorError, UserError
-from orchestrator.sweep.runner import OUTAGE_S
-from orchestrator.sweep.trial_jobs import reason
+from orchestrator.sweep.trial_jobs import OUTAGE_S, reason
 from tests.orchestrator.sweep.cluster import SPEC, Cluster, runner_of, small_sweep
 
 
