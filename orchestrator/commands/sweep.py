@@ -116,8 +116,12 @@ def _sweep(arguments: argparse.Namespace) -> None:
             f"dry run: {len(prepared.trials)} trials of {' or '.join(map(str, gpus))} GPUs, all of whose configs are right"
         )
         return
+    import logging
+
     from orchestrator.sweep.direct import check_place, direct
 
+    # Ray's client tells of every file with patterns that it reads, and of every upload
+    logging.disable(logging.INFO)
     check_place(spec, folder_path)
     with new_folder(folder_path) as folder:
         folder.write(spec, prepared.trials, prepared.configs)

@@ -59,12 +59,12 @@ def check_place(spec: SweepSpec, folder: Path) -> None:
     place_of(spec)
     if spec.address is None:
         return
-    RayJobs(spec.address)
     if spec.working_dir is not None and not left_out(Path(spec.working_dir), folder):
         raise UserError(
             f"--dir: {folder} is in --working-dir, and would be copied to the cluster with every trial; allowed: a folder that .gitignore "
             "or .rayignore names, or one elsewhere"
         )
+    RayJobs(spec.address)
 
 
 def _run(folder: SweepFolder, spec: SweepSpec, server: RayJobs, view: View) -> bool:

@@ -24,6 +24,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stages = {"stage": "pipeline", "run": {"dir": "x"}, "stages": {"reward": reward}}
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(stages))
     (tmp_path / "full").mkdir()
+    (tmp_path / ".gitignore").write_text("ignored\n")
     (tmp_path / "full" / "file").touch()
     return tmp_path
 
@@ -98,11 +99,15 @@ ASHA = ("--search", "asha", "--samples", "4", "--metric", "score")
             "--env: got 'NOT_SET'; allowed: the name of a variable that is set here",
         ),
         (
-            ("ppo.yaml", LR, "--dir", "s", "--address", "127.0.0.1:8265"),
+            ("ppo.yaml", LR, "--dir", "ignored/s", "--address", "127.0.0.1:8265"),
             "address: got '127.0.0.1:8265'; allowed: the Ray dashboard's, such as http://127.0.0.1:8265",
         ),
         (
             ("ppo.yaml", LR, "--dir", "s", "--address", "http://127.0.0.1:1"),
+            "s is in --working-dir, and would be copied to the cluster with every trial; allowed: a folder that .gitignore or .rayignore",
+        ),
+        (
+            ("ppo.yaml", LR, "--dir", "ignored/s", "--address", "http://127.0.0.1:1"),
             "address: no Ray job server answers at http://127.0.0.1:1",
         ),
     ],
