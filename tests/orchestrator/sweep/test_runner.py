@@ -32,13 +32,14 @@ def test_all_trials_run_in_their_order_and_no_more_at_once_than_allowed(tmp_path
 def test_running_trials_hold_no_more_gpus_than_allowed(tmp_path: Path) -> None:
     spec = replace(SPEC, parallel=8, gpus=8)
     folder = small_sweep(tmp_path / "s", 4, gpus=[4, 4, 8, 2], spec=spec)
-    cluster = Cluster(folder)
+    cluster = Cluster(folder, takes_s={"0001": 9.0})
     together: list[list[str]] = []
     cluster.on_pause = lambda _: together.append(cluster.running())
     runner_of(folder, cluster).run()
     # the large one is not passed over by the small one behind it
     assert [now for n, now in enumerate(together) if n == 0 or now != together[n - 1]] == [
         ["0001", "0002"],
+        ["0001"],
         ["0003"],
         ["0004"],
     ]
