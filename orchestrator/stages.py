@@ -187,7 +187,8 @@ def ray_for(config: Stage | CompareConfig, progress: Progress) -> Iterator[Plan]
             else:
                 with progress.phase(f"joining Ray at {address}"):
                     start_ray(config.cluster, make_plan(config, None))
-                plan = make_plan(config, machine_of(config.cluster))
+                # what an autoscaler will have started is not known yet
+                plan = make_plan(config, None if config.cluster.autoscaling else machine_of(config.cluster))
             # Ray has put its own handler for SIGTERM in place of ours
             with interruptible():
                 yield plan

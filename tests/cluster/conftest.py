@@ -26,6 +26,11 @@ TRAIN, ENGINES = "gpus_to_train", "gpus_to_generate"
 """Custom resources that stand for two kinds of GPU nodes."""
 
 
+ANY_PORT = {"dashboard_agent_listen_port": 0}
+"""Each node's agent takes jobs and gives logs at a port that is the same on every host by default: several nodes on one host, or another
+Ray there, would be without."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     """The cluster."""
@@ -63,7 +68,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         )
         groups = {TRAIN: frozenset[str](), ENGINES: frozenset[str]()}
         for resource in (TRAIN, TRAIN, ENGINES, ENGINES):
-            node = made.add_node(num_cpus=4, num_gpus=0, resources={resource: 1})
+            node = made.add_node(num_cpus=4, num_gpus=0, resources={resource: 1}, **ANY_PORT)
             groups[resource] |= {node.node_id}
         made.wait_for_nodes()
         dashboard = f"http://{made.head_node.webui_url}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,12 +20,15 @@ from tests.resilience.runs import START_S, ppo_config, steps_committed, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-TYPED = "ray job submit --address {dashboard} --working-dir . --no-wait -- python -m orchestrator run configs/recipes/demo.yaml"
+TYPED = "ray job submit --address {dashboard} --working-dir . -- python -m orchestrator run configs/recipes/demo.yaml"
+DOCUMENTED = Path(__file__).resolve().parents[2] / "docs" / "jobs.md"
 
 
 def test_the_demo_runs_as_it_is_typed_and_stops_with_a_checkpoint(cluster: Started) -> None:
+    assert TYPED.format(dashboard="http://127.0.0.1:8265") in DOCUMENTED.read_text("utf-8").splitlines()
+    options, command = TYPED.format(dashboard=cluster.dashboard).removeprefix("ray ").split(" -- ")
     typed = subprocess.run(
-        [Path(sys.executable).parent / "ray", *shlex.split(TYPED.format(dashboard=cluster.dashboard))[1:]],
+        [Path(sys.executable).parent / "ray", *options.split(), "--no-wait", "--", *command.split()],
         cwd=cluster.project,
         capture_output=True,
         text=True,

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module", autouse=True)
 def _member(cluster: Started) -> Iterator[None]:
     with joined(cluster):
+        until_all_free()
         yield
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import ray
 
 from actors.errors import UserError
 from actors.placement import give_back, reserve
-from orchestrator.launch import group_request, start_ray
+from orchestrator.launch import Launched, group_request, start_ray
 from orchestrator.leftovers import nothing_left
 from tests.orchestrator.small_stages import plan_of, stage
 
@@ -39,3 +43,15 @@ def test_a_cluster_of_the_environment_that_is_gone_is_named(monkeypatch: pytest.
     config = stage()
     with pytest.raises(UserError, match=r"^RAY_ADDRESS: no Ray cluster answers at 'no-port' \("):
         start_ray(config.cluster, plan_of(config))
+
+
+def test_a_rank_that_does_not_see_the_run_directory_is_named(tmp_path: Path) -> None:
+    launched: Any = Launched(stage().cluster, stage().run, tmp_path)
+    launched.groups = {"policy": SimpleNamespace(call=lambda method, path: [path, path])}
+    launched.waiter = SimpleNamespace(wait=lambda calls, timeout_s: [(True, "node-a"), (False, "node-b")])
+    with pytest.raises(UserError) as told:
+        launched.require_shared(tmp_path / "plan.json")
+    assert str(told.value) == (
+        f"run.dir: policy rank 1 on node-b does not see {tmp_path}/plan.json; allowed: a folder that all nodes of the cluster share, at "
+        "the same path"
+    )
