@@ -134,8 +134,12 @@ class MLflow:
     def __init__(self, tracked: Tracked) -> None:
         from mlflow import MlflowClient
 
-        local = f"sqlite:///{tracked.run_dir.absolute()}/{MLFLOW_FILE}"
-        self._client = MlflowClient(tracking_uri=os.environ.get(MLFLOW_URI) or local)
+        uri = os.environ.get(MLFLOW_URI)
+        if not uri and "://" in str(tracked.run_dir):
+            raise UserError(
+                f"run.trackers: mlflow keeps no database at {tracked.run_dir}; allowed: {ALLOWED['mlflow']}, or a local run.dir"
+            )
+        self._client = MlflowClient(tracking_uri=uri or f"sqlite:///{tracked.run_dir.absolute()}/{MLFLOW_FILE}")
         experiment = self._experiment(tracked.run.mlflow_experiment)
         identity = tracked.identity()
         found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)

@@ -1,5 +1,6 @@
 """README and docs against the project: their commands parse, the configs that they name load, and what they point at exists."""
 
+import argparse
 import itertools
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 from configs.errors import ConfigError
 from configs.load import load_config
 from orchestrator import cli
+from orchestrator.sweep.space import read_space
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "README.zh.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
@@ -25,7 +27,7 @@ REPO_PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./*-]*")
 STARTED_MODULE = re.compile(r"python -m ([\w.]+)")
 BARE_MODULE = re.compile(r"\w+\.py")
 TEST_NAME = re.compile(r"`(test_\w+)`")
-OPTIONAL = re.compile(r"\[([^\]]*)\]")
+OPTIONAL = re.compile(r"(?<![=\[,])\[([^\]]*)\]")  # not a list, as in `key=[1,2]`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +75,18 @@ def refusal(argv: list[str]) -> str | None:
     if not (ROOT / config).is_file():
         return f"there is no {config}"
     try:
-        load_config(ROOT / config, arguments.overrides)
+        for overrides in trials_of(arguments) if argv[0] == "sweep" else [arguments.overrides]:
+            load_config(ROOT / config, overrides)
     except ConfigError as error:
         return str(error)
     return None
+
+
+def trials_of(arguments: argparse.Namespace) -> list[list[str]]:
+    """The overrides of every trial of a sweep."""
+    num_drawn = arguments.samples if arguments.search else arguments.random
+    space = read_space(arguments.overrides, distributions=num_drawn is not None)
+    return [[*space.fixed, *drawn] for drawn in (space.random(num_drawn, 0) if num_drawn else space.grid())]
 
 
 def refused_commands(page: str) -> list[str]:

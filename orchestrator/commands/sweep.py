@@ -116,10 +116,13 @@ def _sweep(arguments: argparse.Namespace) -> None:
             f"dry run: {len(prepared.trials)} trials of {' or '.join(map(str, gpus))} GPUs, all of whose configs are right"
         )
         return
-    from orchestrator.sweep.direct import direct
-    from orchestrator.sweep.trial_jobs import place_of
+    import logging
 
-    place_of(spec)  # what it lacks is told before a folder is made
+    from orchestrator.sweep.direct import check_place, direct
+
+    # Ray's client tells of every file with patterns that it reads, and of every upload
+    logging.disable(logging.INFO)
+    check_place(spec, folder_path)
     with new_folder(folder_path) as folder:
         folder.write(spec, prepared.trials, prepared.configs)
         direct(folder, spec)
@@ -139,6 +142,8 @@ def _resume(arguments: argparse.Namespace) -> None:
             for name in ("parallel", "gpus", "retries", "metric")
             if (value := vars(arguments)[name]) is not None
         }
+        if arguments.address is not None and spec.address is not None:
+            given["address"] = arguments.address
         spec = replace(spec, **given)
         check_budget(folder.trials(), spec.gpus)
         direct(folder, spec)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from actors.errors import PreceptorError
+from actors.errors import PreceptorError, UserError
 from configs.load import load_config
 from configs.schema import Config, Pipeline
 from orchestrator.jobs import Stopped
 from orchestrator.machine import local_cores, local_machine
 from orchestrator.plan import logical_cpus, make_plan
 from orchestrator.progress import quiet_process
-from orchestrator.ray_jobs import RayJobs
+from orchestrator.ray_jobs import RayJobs, left_out
 from orchestrator.signals import interruptible, stop_between_steps
 from orchestrator.sweep.records import LOG_FILE, SweepFolder, SweepSpec, Trial
 from orchestrator.sweep.results import (
@@ -51,6 +52,19 @@ def direct(folder: SweepFolder, spec: SweepSpec) -> None:
         raise Stopped(f"stopped; {told}. Go on with: preceptor sweep --resume {folder.path}")
     if told:
         raise PreceptorError(f"{told}; `preceptor sweep --resume {folder.path} --retries N` runs what failed again")
+
+
+def check_place(spec: SweepSpec, folder: Path) -> None:
+    """UserError where jobs could not be started, before the sweep's folder is made."""
+    place_of(spec)
+    if spec.address is None:
+        return
+    if spec.working_dir is not None and not left_out(Path(spec.working_dir), folder):
+        raise UserError(
+            f"--dir: {folder} is in --working-dir, and would be copied to the cluster with every trial; allowed: a folder that .gitignore "
+            "or .rayignore names, or one elsewhere"
+        )
+    RayJobs(spec.address)
 
 
 def _run(folder: SweepFolder, spec: SweepSpec, server: RayJobs, view: View) -> bool:

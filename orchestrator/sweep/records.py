@@ -1,7 +1,7 @@
 """A sweep's folder: what was asked, and how it stands with each trial. It outlives the process that directs the sweep.
 
 sweep.yaml          what was asked; written last at the start: without it there is no sweep
-configs/0001.yaml   each trial's whole config
+inputs/0001.yaml   each trial's whole config
 records/0001.json   how it stands, written whole
 trials/0001/        its run directory
 logs/0001-1.log     what its first attempt's driver printed
@@ -114,7 +114,7 @@ class SweepFolder:
         return self.path / "trials" / trial.name
 
     def config_file(self, trial: Trial) -> Path:
-        return self.path / "configs" / f"{trial.name}.yaml"
+        return self.path / "inputs" / f"{trial.name}.yaml"
 
     def log_file(self, trial: Trial) -> Path:
         """What the newest attempt's driver printed."""

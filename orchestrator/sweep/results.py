@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,9 @@ def table(spec: SweepSpec, results: Sequence[Result]) -> Table:
     for result in results:
         value = [] if spec.metric is None else ["" if result.point is None else f"{result.point[1]:.4g}"]
         values = [text.partition("=")[2] for text in result.trial.overrides]
-        taken = duration(result.trial.seconds) if result.trial.seconds else ""
+        running_s = 0.0 if result.trial.begun_s is None else time.time() - result.trial.begun_s
+        seconds = result.trial.seconds + running_s
+        taken = duration(seconds) if seconds else ""
         shown.add_row(result.trial.name, result.trial.status, str(result.step or ""), *value, taken, *values)
     return shown
 

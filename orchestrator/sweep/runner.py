@@ -12,18 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from actors.errors import PreceptorError, UserError
+from actors.errors import UserError
 from orchestrator.sweep.records import SweepSpec, Trial
 from orchestrator.sweep.trial_jobs import TrialJobs
 
-if TYPE_CHECKING:
-    from orchestrator.ray_jobs import JobState
-
 POLL_S = 1.0
-OUTAGE_S = 300.0
-"""How long a job server may be silent before the sweep gives up waiting for it. Its jobs go on."""
 
 
 class Runner:
@@ -43,10 +37,9 @@ class Runner:
         self.stepping = True
         self.stop_requested = False
         self._spec, self._jobs = spec, jobs
-        self._trials = {trial.number: trial for trial in trials}
+        self._trials = {trial.number: jobs.taken_up(trial) for trial in trials}
         self._changed, self._looked, self._pause = changed, looked, pause
         self._asked: set[int] = set()
-        self._silent_s = 0.0
 
     @property
     def trials(self) -> list[Trial]:
@@ -59,7 +52,6 @@ class Runner:
         Raises:
             PreceptorError: where the job server is silent for too long.
         """
-        self._take_up()
         while True:
             self._look()
             if self.stop_requested:
@@ -78,17 +70,11 @@ class Runner:
         self._trials[trial.number] = trial
         self._changed(trial)
 
-    def _take_up(self) -> None:
-        """What was stopped waits again; so does what failed, where more retries are allowed than before."""
-        for trial in self.trials:
-            if trial.status == "stopped" or (trial.status == "failed" and trial.failures <= self._spec.retries):
-                self._trials[trial.number] = self._jobs.wait_again(trial)
-
     def _look(self) -> None:
         running = self._with("running")
         if not running:
             return
-        states = self._states()
+        states = self._jobs.states(waited_s=POLL_S)
         if states is None:
             return
         for trial in running:
@@ -98,21 +84,6 @@ class Runner:
                 self._keep(self._jobs.ended(trial, state))
             elif trial.job is None:
                 self._keep(self._jobs.found(trial, state))
-
-    def _states(self) -> list[JobState] | None:
-        """None where the server does not answer this time."""
-        try:
-            states = self._jobs.server.jobs()
-        except UserError as error:
-            self._silent_s += POLL_S
-            if self._silent_s > OUTAGE_S:
-                raise PreceptorError(
-                    f"{error}. No answer for {OUTAGE_S:g} s; trials that run go on by themselves. Go on with: preceptor sweep --resume "
-                    f"{self._jobs.folder.path}"
-                ) from error
-            return None
-        self._silent_s = 0.0
-        return states
 
     def _ask_to_stop(self) -> None:
         for trial in self._with("running"):
@@ -134,6 +105,6 @@ class Runner:
             except UserError:
                 # refused, or the server is silent: then the next look tells whether the job is there
                 self._keep(replace(trial, status="running", attempts=trial.attempts + 1, job=None))
-                if self._states() is not None:
+                if self._jobs.states(waited_s=POLL_S) is not None:
                     raise
                 return

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SWEEP_KEY, TRIAL_KEY, ATTEMPT_KEY = "sweep", "trial", "attempt"
 """Metadata, by which a trial's job is found again."""
+OUTAGE_S = 300.0
+"""How long a job server may be silent before the sweep gives up waiting for it. Its jobs go on."""
 REFUSED, INTERRUPTED = 2, 130
 """Exit codes of a driver: bad input, which no further attempt makes better; stopped."""
 
@@ -68,9 +70,11 @@ def place_of(spec: SweepSpec) -> Place:
     """Where the trials' drivers start. UserError where a variable that they are to get is not set."""
     if spec.address is None:
         return Place.here()
-    missing = [name for name in spec.env if name not in os.environ]
-    if missing:
-        raise UserError(f"--env: {missing[0]} is not set; allowed: names of variables of this environment")
+    for name in spec.env:
+        if name not in os.environ:
+            # a value in place of a name may be a secret: it is not repeated
+            got = repr(name) if name.isidentifier() else "something that is no name"
+            raise UserError(f"--env: got {got}; allowed: the name of a variable that is set here")
     return Place.cluster(spec.working_dir, {name: os.environ[name] for name in spec.env})
 
 
@@ -80,6 +84,34 @@ class TrialJobs:
     def __init__(self, folder: SweepFolder, spec: SweepSpec, server: JobServer, place: Place) -> None:
         self.folder, self.server = folder, server
         self._spec, self._place = spec, place
+        self._silent_s = 0.0
+
+    def states(self, *, waited_s: float) -> list[JobState] | None:
+        """Of all jobs; None where the server does not answer this time. `waited_s` is what the caller waits between two calls.
+
+        Raises:
+            PreceptorError: where it has been silent for too long.
+        """
+        try:
+            found = self.server.jobs()
+        except UserError as error:
+            self._silent_s += waited_s
+            if self._silent_s > OUTAGE_S:
+                raise PreceptorError(
+                    f"{error}. No answer for {OUTAGE_S:g} s; trials that run go on by themselves. Go on with: preceptor sweep --resume "
+                    f"{self.folder.path}"
+                ) from error
+            return None
+        self._silent_s = 0.0
+        return found
+
+    def taken_up(self, trial: Trial) -> Trial:
+        """The trial at the start of a sweep that goes on: what was stopped waits again; so does what failed, where more retries are allowed
+        than before."""
+        if trial.status == "stopped" or (trial.status == "failed" and trial.failures <= self._spec.retries):
+            trial = replace(trial, status="waiting")
+            self.folder.save(trial)
+        return trial
 
     def begin(self, trial: Trial) -> Trial:
         """Submits the trial's next attempt: from its beginning, or from where its run directory stands."""
@@ -121,12 +153,6 @@ class TrialJobs:
         known = replace(trial, job=state.job)
         self.folder.save(known)
         return known
-
-    def wait_again(self, trial: Trial) -> Trial:
-        """A trial that is over is to run again."""
-        waiting = replace(trial, status="waiting")
-        self.folder.save(waiting)
-        return waiting
 
     def ask_to_stop(self, trial: Trial) -> None:
         """Has the trial end after its step, with a checkpoint. Does not wait for it."""

@@ -7,13 +7,10 @@ ledgers hold, and Tune decides anew, in another order of arrival and perhaps oth
 
 from __future__ import annotations
 
-import math
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +18,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from orchestrator.ray_jobs import RayJobs
-from orchestrator.sweep.records import Halving, SweepFolder, SweepSpec, Trial, metric_points
+from orchestrator.sweep.candidate import STOP_S, STOPPING_FILE, Candidate
+from orchestrator.sweep.records import Halving, SweepFolder, SweepSpec, Trial
 from orchestrator.sweep.trial_jobs import TrialJobs, place_of
 
 if TYPE_CHECKING:
@@ -31,12 +29,7 @@ SLOT = "preceptor_trial"
 """Ray custom resource, of which each trial's actor takes one until its job has ended."""
 STEP, VALUE = "step", "value"
 """Of what is reported to Tune."""
-POLL_S = 0.5
-STOPPING_FILE = "stopping"
-"""There while the user stops the sweep: who is ended then is not pruned."""
 LOOK_S = 2.0
-STOP_S = 1200.0
-"""Longest wait for a trial that is ended to write its checkpoint; its own `cluster.stop_timeout_s` is shorter by default."""
 
 
 def search(
@@ -63,7 +56,12 @@ def search(
     with tempfile.TemporaryDirectory(prefix="preceptor-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, {"CPU": 0, SLOT: 1}),
-            param_space={"folder": str(folder.path), "address": address, "number": tune.grid_search(numbers)},
+            param_space={
+                "folder": str(folder.path),
+                "spec": spec,
+                "address": address,
+                "number": tune.grid_search(numbers),
+            },
             tune_config=tune.TuneConfig(scheduler=_scheduler(spec.halving, spec.mode)),
             run_config=tune.RunConfig(
                 name="search",
@@ -126,56 +124,17 @@ class _Watcher(tune.Callback):
 
 
 class TrialActor(tune.Trainable):
-    """One trial to Tune. It alone writes the trial's record meanwhile."""
+    """One trial to Tune."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._folder = SweepFolder(Path(config["folder"]))
-        self._spec = self._folder.spec()
-        self._jobs = TrialJobs(self._folder, self._spec, RayJobs(config["address"]), place_of(self._spec))
-        self._trial = self._folder.trials()[config["number"] - 1]
-        if self._trial.status == "stopped":
-            self._trial = self._jobs.wait_again(self._trial)
-        self._last = (0, math.nan)
+        folder = SweepFolder(Path(config["folder"]))
+        spec: SweepSpec = config["spec"]
+        jobs = TrialJobs(folder, spec, RayJobs(config["address"]), place_of(spec))
+        self._candidate = Candidate(spec, folder.trials()[config["number"] - 1], jobs)
 
     def step(self) -> dict[str, Any]:
-        """The next step that has the metric."""
-        assert self._spec.metric is not None
-        while True:
-            self._move()
-            points = metric_points(self._folder.run_dir(self._trial), self._spec.metric, after=self._last[0])
-            if points:
-                self._last = points[0]
-            over = not points and self._trial.status not in ("running", "waiting")
-            if over and self._trial.status == "failed":
-                raise RuntimeError(self._trial.reason)
-            if points or over:
-                return {STEP: self._last[0], VALUE: comparable(self._last[1], self._spec.mode), tune.result.DONE: over}
-            time.sleep(POLL_S)
-
-    def _move(self) -> None:
-        """The trial's job begun, or looked at."""
-        if self._trial.status == "waiting":
-            self._trial = self._jobs.begin(self._trial)
-        elif self._trial.status == "running":
-            state = self._jobs.find_again(self._trial, self._jobs.server.jobs())
-            if state is None or state.ended:
-                self._trial = self._jobs.ended(self._trial, state)
+        found = self._candidate.next_point()
+        return {STEP: found.step, VALUE: found.value, tune.result.DONE: found.over}
 
     def cleanup(self) -> None:
-        """Tune has no further use for the trial: it ends after its step, with a checkpoint."""
-        if self._trial.status != "running":
-            return
-        self._jobs.ask_to_stop(self._trial)
-        deadline = time.monotonic() + STOP_S
-        while self._trial.status == "running" and time.monotonic() < deadline:
-            self._move()
-            time.sleep(POLL_S)
-        if self._trial.status == "stopped" and not (self._folder.path / STOPPING_FILE).exists():
-            self._trial = replace(self._trial, status="pruned")
-            self._folder.save(self._trial)
-
-
-def comparable(value: float, mode: str) -> float:
-    """A value that is no number is worse than any."""
-    worst = -sys.float_info.max if mode == "max" else sys.float_info.max
-    return value if math.isfinite(value) else worst
+        self._candidate.end()

@@ -120,7 +120,7 @@ def tracked(tmp_path: Path, name: str, steps: tuple[int, ...], *, fail: bool = F
 def offline_records(run_dir: Path) -> list[list[Any]]:
     """What wandb would upload, of each driver in their order. Its files: 7 bytes, then blocks of 32 KiB as in LevelDB's log, whose records
     have a checksum, a length and whether they are whole (1), begin (2), go on (3) or end (4)."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2 as records_of_wandb
 
     block, head = 32768, 7
     found = []
@@ -133,7 +133,7 @@ def offline_records(run_dir: Path) -> list[list[Any]]:
             parts += data[at + head : at + head + length]
             at += head + length
             if kind in (1, 4):
-                record = Record()
+                record = records_of_wandb.Record()  # type: ignore[attr-defined, unused-ignore]
                 record.ParseFromString(parts)
                 records.append(record)
                 parts = b""

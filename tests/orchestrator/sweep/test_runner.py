@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.errors import PreceptorError, UserError
-from orchestrator.sweep.runner import OUTAGE_S
-from orchestrator.sweep.trial_jobs import reason
+from orchestrator.sweep.trial_jobs import OUTAGE_S, reason
 from tests.orchestrator.sweep.cluster import SPEC, Cluster, runner_of, small_sweep
 
 
@@ -33,13 +32,14 @@ def test_all_trials_run_in_their_order_and_no_more_at_once_than_allowed(tmp_path
 def test_running_trials_hold_no_more_gpus_than_allowed(tmp_path: Path) -> None:
     spec = replace(SPEC, parallel=8, gpus=8)
     folder = small_sweep(tmp_path / "s", 4, gpus=[4, 4, 8, 2], spec=spec)
-    cluster = Cluster(folder)
+    cluster = Cluster(folder, takes_s={"0001": 9.0})
     together: list[list[str]] = []
     cluster.on_pause = lambda _: together.append(cluster.running())
     runner_of(folder, cluster).run()
     # the large one is not passed over by the small one behind it
     assert [now for n, now in enumerate(together) if n == 0 or now != together[n - 1]] == [
         ["0001", "0002"],
+        ["0001"],
         ["0003"],
         ["0004"],
     ]
@@ -63,7 +63,7 @@ def test_a_failed_trial_is_tried_again_from_where_it_stands(tmp_path: Path) -> N
     runner_of(folder, cluster).run()
     commands = [job.entrypoint.removeprefix("exec python -m orchestrator ") for job in cluster.jobs_by_id.values()]
     run_dir = str(folder.path / "trials" / "0001")
-    assert commands == [f"run {folder.path}/configs/0001.yaml", f"resume {run_dir}", f"resume {run_dir}"]
+    assert commands == [f"run {folder.path}/inputs/0001.yaml", f"resume {run_dir}", f"resume {run_dir}"]
     (trial,) = folder.trials()
     assert (trial.status, trial.attempts, trial.failures) == ("finished", 3, 2)
 

@@ -1,0 +1,92 @@
+"""A trial in a search: its job begun and looked after, its metric handed out step by step, ended where the search wants no more of it."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from actors.errors import PreceptorError
+from orchestrator.sweep.records import Mode, SweepSpec, Trial, metric_points
+from orchestrator.sweep.trial_jobs import TrialJobs
+
+POLL_S = 0.5
+STOP_S = 1200.0
+"""Longest wait for a trial that is ended to write its checkpoint; its own `cluster.stop_timeout_s` is shorter by default."""
+STOPPING_FILE = "stopping"
+"""In the sweep's folder while the user stops it: who is ended then is not pruned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a trial has come to."""
+
+    step: int
+    value: float
+    over: bool
+    """Nothing follows."""
+
+
+class Candidate:
+    """Alone writes the trial's record while the search runs."""
+
+    def __init__(
+        self, spec: SweepSpec, trial: Trial, jobs: TrialJobs, *, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        assert spec.metric is not None
+        self.trial = jobs.taken_up(trial)
+        self._metric, self._mode, self._jobs, self._pause = spec.metric, spec.mode, jobs, pause
+        self._last = (0, math.nan)
+
+    def next_point(self) -> Found:
+        """Waits for the next committed step that has the metric, from the first on, or for the trial's end.
+
+        Raises:
+            PreceptorError: where it failed, after its retries.
+        """
+        while True:
+            self._move()
+            points = metric_points(self._jobs.folder.run_dir(self.trial), self._metric, after=self._last[0])
+            if points:
+                self._last = points[0]
+            over = not points and self.trial.status not in ("running", "waiting")
+            if over and self.trial.status == "failed":
+                raise PreceptorError(self.trial.reason)
+            if points or over:
+                return Found(step=self._last[0], value=comparable(self._last[1], self._mode), over=over)
+            self._pause(POLL_S)
+
+    def _move(self) -> None:
+        """The trial's job begun, or looked at."""
+        if self.trial.status == "waiting":
+            self.trial = self._jobs.begin(self.trial)
+        elif self.trial.status == "running":
+            states = self._jobs.states(waited_s=POLL_S)
+            if states is None:
+                return
+            state = self._jobs.find_again(self.trial, states)
+            if state is None or state.ended:
+                self.trial = self._jobs.ended(self.trial, state)
+            elif self.trial.job is None:
+                self.trial = self._jobs.found(self.trial, state)
+
+    def end(self) -> None:
+        """The search has no further use for the trial: where it runs it ends after its step, with a checkpoint."""
+        if self.trial.status == "running":
+            self._jobs.ask_to_stop(self.trial)
+        waited_s = 0.0
+        while self.trial.status == "running" and waited_s < STOP_S:
+            self._move()
+            self._pause(POLL_S)
+            waited_s += POLL_S
+        if self.trial.status == "stopped" and not (self._jobs.folder.path / STOPPING_FILE).exists():
+            self.trial = replace(self.trial, status="pruned")
+            self._jobs.folder.save(self.trial)
+
+
+def comparable(value: float, mode: Mode) -> float:
+    """A value that is no number is worse than any."""
+    worst = -sys.float_info.max if mode == "max" else sys.float_info.max
+    return value if math.isfinite(value) else worst

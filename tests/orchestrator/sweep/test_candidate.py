@@ -1,0 +1,84 @@
+"""A trial of a search: what it hands out, and how it ends. Over a job server that runs nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.errors import PreceptorError
+from orchestrator.sweep.candidate import STOPPING_FILE, Candidate
+from orchestrator.sweep.records import SweepFolder, SweepSpec
+from orchestrator.sweep.trial_jobs import Place, TrialJobs
+from tests.orchestrator.sweep.cluster import SPEC, Cluster, commit, small_sweep
+
+MINUTE = 60.0
+
+
+def candidate_of(folder: SweepFolder, cluster: Cluster, spec: SweepSpec = SPEC) -> Candidate:
+    place = Place(python="python", folder=None, working_dir=None, env={})
+    return Candidate(spec, folder.trials()[0], TrialJobs(folder, spec, cluster, place), pause=cluster.pause)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(small_sweep(tmp_path / "s", 1), takes_s={"0001": MINUTE})
+
+
+def test_each_step_with_the_metric_comes_once_and_the_end_last(cluster: Cluster) -> None:
+    run_dir = cluster.folder.path / "trials" / "0001"
+
+    def train(now_s: float) -> None:
+        step = int(now_s / 10)
+        if now_s % 10 == 0 and step <= 4:
+            commit(run_dir, step, **({"score": math.nan if step == 4 else step / 2} if step != 2 else {"loss": 1.0}))
+
+    cluster.on_pause = train
+    candidate = candidate_of(cluster.folder, cluster)
+    found = [candidate.next_point() for _ in range(4)]
+    assert [(one.step, one.over) for one in found] == [(1, False), (3, False), (4, False), (4, True)]
+    assert [one.value for one in found[:2]] == [0.5, 1.5]
+    assert found[2].value < -1e300  # no number: worse than any
+    candidate.end()
+    assert candidate.trial.status == "finished"
+    assert cluster.asked == []
+
+
+def test_a_trial_of_which_no_more_is_wanted_is_pruned_and_not_taken_up_again(cluster: Cluster) -> None:
+    commit(cluster.folder.path / "trials" / "0001", 1, score=1.0)
+    candidate = candidate_of(cluster.folder, cluster)
+    assert candidate.next_point().step == 1
+    candidate.end()
+    assert cluster.asked == ["0001"]
+    assert cluster.folder.trials()[0].status == "pruned"
+    again = candidate_of(cluster.folder, cluster)
+    # its ledger is told again, then it is over
+    assert [(again.next_point().step, again.next_point().over)] == [(1, True)]
+    assert len(cluster.jobs_by_id) == 1
+
+
+def test_who_is_ended_while_the_user_stops_the_sweep_goes_on_later(cluster: Cluster) -> None:
+    commit(cluster.folder.path / "trials" / "0001", 1, score=1.0)
+    candidate = candidate_of(cluster.folder, cluster)
+    candidate.next_point()
+    (cluster.folder.path / STOPPING_FILE).touch()
+    candidate.end()
+    assert cluster.folder.trials()[0].status == "stopped"
+    candidate_of(cluster.folder, cluster).next_point()
+    assert [job.entrypoint.split()[-2] for job in cluster.jobs_by_id.values()] == ["run", "resume"]
+
+
+def test_a_failure_is_raised_when_its_retries_are_used_up(cluster: Cluster) -> None:
+    cluster.plans["0001"] = [("FAILED", 1, "preceptor: it broke\n")]
+    with pytest.raises(PreceptorError, match=r"^it broke$"):
+        candidate_of(cluster.folder, cluster, replace(SPEC, retries=1)).next_point()
+    assert cluster.begun() == ["0001", "0001"]
+    assert cluster.folder.trials()[0].status == "failed"
+
+
+def test_a_trial_without_the_metric_ends_without_a_value(cluster: Cluster) -> None:
+    found = candidate_of(cluster.folder, cluster).next_point()
+    assert (found.step, found.over) == (0, True)
+    assert found.value < -1e300
