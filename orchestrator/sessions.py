@@ -7,6 +7,7 @@ session without an end was killed, or is at work.
 from __future__ import annotations
 
 import fcntl
+import functools
 import getpass
 import hashlib
 import json
@@ -89,6 +90,11 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+# read once: a process runs what it has loaded, whatever becomes of the files
+_code = functools.cache(code_version)
+_packages = functools.cache(installed_packages)
+
+
 def begin_session(run_dir: Path, *, num_gpus: int) -> Session:
     """Notes that this driver works on the run."""
     earlier = read_sessions(run_dir)
@@ -99,8 +105,8 @@ def begin_session(run_dir: Path, *, num_gpus: int) -> Session:
         host=socket.gethostname(),
         user=_user(),
         cwd=os.getcwd(),
-        code=code_version(),
-        packages=installed_packages(),
+        code=_code(),
+        packages=_packages(),
         machine=machine_facts(),
         num_gpus=num_gpus,
         ray_job=_ray_job(),

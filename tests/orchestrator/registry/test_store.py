@@ -18,6 +18,7 @@ from orchestrator.registry.migrate import FOLDER
 from orchestrator.registry.records import RunRecord, StepRecord
 from orchestrator.registry.store import Registry
 from orchestrator.registry.tables import REVISION, Base
+from orchestrator.sessions import State
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = RunRecord(
@@ -54,7 +55,8 @@ def test_a_run_comes_back_as_it_was_put(address: Address) -> None:
 
 def test_what_is_put_twice_is_there_once_and_up_to_date(address: Address) -> None:
     with Registry(address) as registry:
-        for value, state in ((0.5, "running"), (0.75, "finished")):
+        states: tuple[tuple[float, State], ...] = ((0.5, "running"), (0.75, "finished"))
+        for value, state in states:
             registry.put(replace(RUN, state=state, error="a\0b"))
             registry.put_steps(RUN.id, [step(number, value) for number in range(1, 1200)])
         found = registry.find(RUN.id)
@@ -76,7 +78,9 @@ def test_runs_are_listed_newest_first_and_stages_of_pipelines_on_demand(address:
         assert ids(stages=True) == ["new", "part", "old"]
         assert ids(stages=True, stage="ppo") == ["part"]
         assert ids(stages=True, part_of="old") == ["part"]
-        assert ids(stages=True, under="/runs/p") == ["part", "old"], "`_` in /runs/p_2 is no joker, p no beginning of p_2"
+        assert ids(stages=True, under="/runs/p") == ["part", "old"], (
+            "`_` in /runs/p_2 is no joker, p no beginning of p_2"
+        )
         assert ids(stages=True, under="/runs/") == ["new", "part", "old"]
 
 
@@ -97,7 +101,9 @@ def test_no_run_and_several_runs_are_told_apart(address: Address) -> None:
     with Registry(address) as registry:
         for name in ("aa1", "aa2"):
             registry.put(replace(RUN, id=name))
-        with pytest.raises(UserError, match="RUN: got 'aa', and those of aa1, aa2 begin so; allowed: the beginning of one run's id in"):
+        with pytest.raises(
+            UserError, match="RUN: got 'aa', and those of aa1, aa2 begin so; allowed: the beginning of one run's id in"
+        ):
             registry.find("aa")
         with pytest.raises(UserError, match="RUN: got 'b%', and no run has it"):
             registry.find("b%")
@@ -105,47 +111,53 @@ def test_no_run_and_several_runs_are_told_apart(address: Address) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- many writers
 
-WRITER = """
-import sys
+WRITERS = 6
+WRITE = """
+import os, sys
 from orchestrator.registry.address import address_of
 from orchestrator.registry.records import RunRecord, StepRecord
 from orchestrator.registry.store import Registry
-number = int(sys.argv[1])
-sys.stdin.readline()
-with Registry(address_of()) as registry:
-    run = RunRecord(id=f"run{number}", name="a", stage="ppo", state="running", run_dir="/r", config_sha256="", config={},
-                    lock_sha256="same")
-    for step in range(1, 26):
-        registry.put(run, packages={"torch": "2"}, alive=True)
-        registry.put_steps(run.id, [StepRecord(step=step, kind="step", metrics={"score": step / number})])
-        registry.advance("run1", {"score": float(step)}, step)
+
+def write(number):
+    with Registry(address_of()) as registry:
+        run = RunRecord(id=f"run{number}", name="a", stage="ppo", state="running", run_dir="/r", config_sha256="", config={},
+                        lock_sha256="same")
+        for step in range(1, 13):
+            registry.put(run, packages={"torch": "2"}, alive=True)
+            registry.put_steps(run.id, [StepRecord(step=step, kind="step", metrics={"score": step / number})])
+            registry.advance("run1", {"score": float(step)}, step)
+
+# one import for all; they are let go together
+gate, release = os.pipe()
+children = []
+for number in range(1, int(sys.argv[1]) + 1):
+    child = os.fork()
+    if not child:
+        os.close(release)
+        os.read(gate, 1)
+        write(number)
+        os._exit(0)
+    children.append(child)
+os.close(release)
+sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 """
 
 
 def test_many_processes_make_the_registry_and_write_at_once(address: Address) -> None:
-    """Eight start on an empty registry at the same moment: one of them makes the tables, none fails, no row is lost."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(number)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(1, 9)
-    ]
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    said = [writer.communicate(timeout=120)[0] for writer in writers]
-    assert said == [""] * 8
+    """All start on an empty registry at the same moment: one of them makes the tables, none fails, no row is lost."""
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, str(WRITERS)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
     with Registry(address) as registry:
-        for number in range(1, 9):
+        for number in range(1, WRITERS + 1):
             steps = registry.find(f"run{number}").steps
-            assert [one.metrics["score"] for one in steps] == [at / number for at in range(1, 26)]
+            assert [one.metrics["score"] for one in steps] == [at / number for at in range(1, 13)]
 
 
 # ------------------------------------------------------------------------------------------------------------------ migrations
@@ -174,8 +186,8 @@ def test_a_registry_of_a_newer_version_is_refused_in_one_message(address: Addres
     with pytest.raises(UserError) as caught:
         Registry(address)
     assert str(caught.value) == (
-        f"registry {address}: got version 0999, which a newer Preceptor made; allowed: versions up to {REVISION}. Upgrade Preceptor, or use "
-        "another registry"
+        f"registry {address}: got version 0999, which a newer Preceptor made; allowed: versions up to {REVISION}. Upgrade "
+        "Preceptor, or use another registry"
     )
     assert "tester:***@" in str(address) or "sqlite" in str(address)
 
@@ -235,7 +247,9 @@ def test_a_server_that_does_not_answer_is_told_without_its_password(monkeypatch:
     monkeypatch.setenv("PRECEPTOR_REGISTRY", "postgresql://u:secret@127.0.0.1:1/d")
     address = address_of()
     assert address is not None
-    with pytest.raises(UserError, match="registry postgresql://u:\\*\\*\\*@127.0.0.1:1/d.* can't be used: .*refused") as caught:
+    with pytest.raises(
+        UserError, match=r"registry postgresql://u:\*\*\*@127.0.0.1:1/d.* can't be used: .*refused"
+    ) as caught:
         Registry(address)
     assert "secret" not in str(caught.value)
 
