@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import socket
+import sysconfig
 import time
 import uuid
 from contextlib import suppress
@@ -71,8 +72,10 @@ def lock_digest(packages: dict[str, str]) -> str:
 
 
 def installed_packages() -> dict[str, str]:
-    """Name to version of every distribution that this Python finds."""
-    return {one.name.lower().replace("_", "-"): one.version for one in metadata.distributions()}
+    """Name to version of every distribution of this Python's environment. Not of all of `sys.path`: libraries such as Ray add folders of
+    their own to it when they are imported."""
+    places = list(dict.fromkeys(sysconfig.get_paths()[kind] for kind in ("purelib", "platlib")))
+    return {one.name.lower().replace("_", "-"): one.version for one in metadata.distributions(path=places)}
 
 
 def machine_facts() -> dict[str, Any]:

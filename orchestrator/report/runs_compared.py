@@ -257,6 +257,7 @@ def runs_compared_png(found: RunsCompared) -> bytes:
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     charts = _drawn(found)
     if not charts:
@@ -273,6 +274,7 @@ def runs_compared_png(found: RunsCompared) -> bytes:
             )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
     handles = {

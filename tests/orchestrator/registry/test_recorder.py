@@ -21,7 +21,7 @@ from orchestrator.registry.recorder import recording
 from orchestrator.registry.store import Registry
 from orchestrator.registry.sync import sync
 from orchestrator.run_dir import DONE_FILE, locked
-from orchestrator.sessions import EndState, begin_session, end_session, lock_digest, read_sessions
+from orchestrator.sessions import EndState, begin_session, end_session, installed_packages, lock_digest, read_sessions
 from orchestrator.signals import Stopped
 from tests.orchestrator.registry.small_runs import begin, commit, make_run, values, write_config
 
@@ -233,6 +233,17 @@ def test_parents_are_found_by_the_lineage_of_what_a_run_reads(tmp_path: Path) ->
             "step": 3,
         }
     ]
+
+
+def test_what_a_library_adds_to_the_search_path_is_no_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = installed_packages()
+    (tmp_path / "stray-1.0.dist-info").mkdir()
+    (tmp_path / "stray-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: stray\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert installed_packages() == before
+    assert lock_digest({"a": "1", "b": "2"}) == lock_digest({"b": "2", "a": "1"}) != lock_digest({"a": "1", "b": "3"})
 
 
 def test_a_run_of_a_version_without_sessions_has_one_id(tmp_path: Path) -> None:
