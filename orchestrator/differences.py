@@ -7,6 +7,7 @@ default: a section that only one has shows by the keys that were set in it. Neit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ AREAS = ("config", "code", "data", "models", "packages", "machine", "plan", "ste
 RUN_DIR = "RUN_DIR"
 """Stands for a run's own folder within its values."""
 ABSENT = "-"
+DIGEST = re.compile(r"[0-9a-f]{40,}")
+"""Told from another by its first digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +214,9 @@ def _relative(value: Any, folder: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "{}" if value == {} else quote(value)
+    if isinstance(value, str):
+        return f"{value[:12]}…" if DIGEST.fullmatch(value) else value
+    return "{}" if value == {} else quote(value)
 
 
 def print_differences(found: Differences, a: str, b: str, out: Console) -> None:

@@ -7,12 +7,14 @@ session without an end was killed, or is at work.
 from __future__ import annotations
 
 import fcntl
+import functools
 import getpass
 import hashlib
 import json
 import os
 import platform
 import socket
+import sysconfig
 import time
 import uuid
 from contextlib import suppress
@@ -70,8 +72,10 @@ def lock_digest(packages: dict[str, str]) -> str:
 
 
 def installed_packages() -> dict[str, str]:
-    """Name to version of every distribution that this Python finds."""
-    return {one.name.lower().replace("_", "-"): one.version for one in metadata.distributions()}
+    """Name to version of every distribution of this Python's environment. Not of all of `sys.path`: libraries such as Ray add folders of
+    their own to it when they are imported."""
+    places = list(dict.fromkeys(sysconfig.get_paths()[kind] for kind in ("purelib", "platlib")))
+    return {one.name.lower().replace("_", "-"): one.version for one in metadata.distributions(path=places)}
 
 
 def machine_facts() -> dict[str, Any]:
@@ -89,6 +93,11 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+# read once: a process runs what it has loaded, whatever becomes of the files
+_code = functools.cache(code_version)
+_packages = functools.cache(installed_packages)
+
+
 def begin_session(run_dir: Path, *, num_gpus: int) -> Session:
     """Notes that this driver works on the run."""
     earlier = read_sessions(run_dir)
@@ -99,8 +108,8 @@ def begin_session(run_dir: Path, *, num_gpus: int) -> Session:
         host=socket.gethostname(),
         user=_user(),
         cwd=os.getcwd(),
-        code=code_version(),
-        packages=installed_packages(),
+        code=_code(),
+        packages=_packages(),
         machine=machine_facts(),
         num_gpus=num_gpus,
         ray_job=_ray_job(),

@@ -165,7 +165,7 @@ def trained(model: str, *, zero_stage: int, num_ranks: int) -> dict[str, Any]:
 
 
 def preceptor(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PRECEPTOR_REGISTRY": f"sqlite:///{folder}/registry.db"}
     return subprocess.run(
         [sys.executable, "-m", "orchestrator", *argv],
         cwd=folder,
@@ -268,6 +268,28 @@ def test_held_out_answers_are_judged_and_compared_with_the_first_weights(finishe
         assert evaluations[step]["metrics"]["held_out/win_rate"] == pytest.approx(wins)
     trained = {row_id for step in (1, 2, 3) for wave in ledger.read(step).waves for row_id in wave.prompt_ids}
     assert not trained & {"20", "21", "22", "23"}, "nothing is learned from them"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_registry_has_the_run_as_its_directory_tells_it(finished: Path) -> None:
+    listed = json.loads(preceptor(finished, "runs", "--stages", "--json").stdout)
+    runs = {run["name"]: run for run in listed}
+    assert {name: run["state"] for name, run in runs.items()} == dict.fromkeys(
+        ("run", "pretrain", "sft", "rank", "dpo", "reward", "ppo"), "finished"
+    )
+    assert {run["part_of"] for name, run in runs.items() if name != "run"} == {runs["run"]["id"]}
+    assert [(one["key"], one["run_id"]) for one in runs["sft"]["parents"]] == [("model.model", runs["pretrain"]["id"])]
+    assert [(one["key"], one["run_id"]) for one in runs["dpo"]["parents"]] == [
+        ("model.model", runs["sft"]["id"]),
+        ("data.path", runs["rank"]["id"]),
+    ]
+    told = json.loads(preceptor(finished, "show", runs["ppo"]["id"], "--json").stdout)
+    from_folder = json.loads(preceptor(finished, "show", "run/ppo", "--json").stdout)
+    assert told == from_folder
+    assert [step["digest"] != "" for step in told["steps"] if step["kind"] == "step"] == [True] * 3
+    again = preceptor(finished, "reproduce", "run", "--check")
+    assert again.returncode == 0, again.stdout + again.stderr
 
 
 @pytest.mark.slow

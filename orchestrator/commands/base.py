@@ -55,7 +55,7 @@ def add_registry(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--registry",
         metavar="URL",
-        help="sqlite:////file.db, postgresql://user@host/database, or off; default: see docs",
+        help="sqlite:////file.db, postgresql://user@host/database, or off; default: PRECEPTOR_REGISTRY, else a file of yours",
     )
 
 

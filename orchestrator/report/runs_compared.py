@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import UserError
 from configs.yaml_file import quote
+from orchestrator.differences import subject_of_run
 from orchestrator.progress import SHOWN, duration
-from orchestrator.registry.from_dir import flat, last_metrics
+from orchestrator.registry.from_dir import last_metrics
 from orchestrator.registry.listing import ID_LENGTH
 from orchestrator.registry.records import RunRecord, StepRecord, WholeRun
 from orchestrator.report.charts import Line
@@ -40,6 +42,9 @@ class Side:
     """The last value of each."""
     curves: dict[str, Points]
     keys: dict[str, Any]
+    """Of the config."""
+    defaults: frozenset[str]
+    """Those that have the schema's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,22 +74,28 @@ def compare_runs(found: Sequence[Sequence[WholeRun]], metrics: Sequence[str]) ->
             )
     shown = list(metrics) or [name for name in known if _is_shown(name)]
     keys = dict.fromkeys(key for side in sides for key in side.keys)
-    differing = [
-        key for key in keys if any(key not in side.keys or side.keys[key] != sides[0].keys.get(key) for side in sides)
-    ]
+    differing = [key for key in keys if _differs(key, sides)]
     return RunsCompared(sides=sides, metrics=tuple(shown), keys=tuple(differing))
+
+
+def _differs(key: str, sides: Sequence[Side]) -> bool:
+    """As `preceptor diff` has it: what one run lacks and all others have at its default is no difference."""
+    values = [side.keys[key] for side in sides if key in side.keys]
+    lacked = len(values) < len(sides) and any(key in side.keys and key not in side.defaults for side in sides)
+    return lacked or any(value != values[0] for value in values)
 
 
 def _side(runs: Sequence[WholeRun], label: str) -> Side:
     root, *stages = runs
     parts = [(f"{stage.run.name}/", stage.steps) for stage in stages] or [("", root.steps)]
-    keys = {key: value for key, value in flat(root.run.config).items() if not f".{key}".endswith(".run.dir")}
+    known = subject_of_run(label, runs)
     return Side(
         label=label,
         run=root.run,
         metrics={prefix + name: value for prefix, steps in parts for name, value in last_metrics([*steps]).items()},
         curves={prefix + name: points for prefix, steps in parts for name, points in _curves(steps).items()},
-        keys=keys,
+        keys=known.facts["config"],
+        defaults=known.defaults,
     )
 
 
@@ -97,8 +108,8 @@ def _curves(steps: Sequence[StepRecord]) -> dict[str, Points]:
 
 
 def _labels(runs: Sequence[RunRecord]) -> list[str]:
-    """The folders' names, with ids where two have one."""
-    names = [run.name for run in runs]
+    """The folders' names, with ids where two have one; of a pipeline's stage with the pipeline's."""
+    names = [f"{Path(run.run_dir).parent.name}/{run.name}" if run.part_of else run.name for run in runs]
     return [
         name if names.count(name) == 1 else f"{name} {run.id[:ID_LENGTH]}"
         for name, run in zip(names, runs, strict=True)
@@ -108,6 +119,8 @@ def _labels(runs: Sequence[RunRecord]) -> list[str]:
 def _is_shown(name: str) -> bool:
     """`score`, `held_out/score`, and as `ppo/score` of a pipeline."""
     last = name.rpartition("/")[2]
+    if last == "merit":  # the loss once more, with its sign turned
+        return False
     return ("held_out/" in name and not last.endswith("_error")) or (name.count("/") < 2 and last in SHOWN)
 
 
@@ -244,6 +257,7 @@ def runs_compared_png(found: RunsCompared) -> bytes:
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     charts = _drawn(found)
     if not charts:
@@ -260,6 +274,7 @@ def runs_compared_png(found: RunsCompared) -> bytes:
             )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
     handles = {
