@@ -24,10 +24,10 @@ from actors.group import Call
 from actors.reference import Reference
 from actors.reward_worker import RewardWorker
 from actors.rollout import Rollout
+from actors.store import create_only, entries
 from actors.tasks import AppraisalOrder, AppraisalSummary, GenerationUnit, WaveShard, WaveSummary
 from configs.schema.ppo import PPOStage
 from orchestrator.batching import Balancer
-from orchestrator.ledger import create_only
 from orchestrator.metrics import mean
 from orchestrator.ppo_step import PPOStep, speaking_of
 from orchestrator.wins import win_frac
@@ -138,7 +138,7 @@ class HeldOut:
             raise PreceptorError(
                 f"{evaluation_file(self.folder, step)} is there already: another driver works on this run directory; this one stops"
             ) from None
-        for path in (self.folder / f"{step:08d}").iterdir():
+        for path in entries(self.folder / f"{step:08d}"):
             # of an attempt that was broken off
             if f"{step:08d}/{path.name}" not in evaluation.files:
                 path.unlink()

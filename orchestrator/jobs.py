@@ -8,16 +8,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.durable import write_whole
 from actors.errors import PreceptorError, UserError
-from configs.load import dump_config, load_config
+from actors.store import create_only, entries, is_local, make_folder, run_path, write_whole
+from configs.load import dump_config
 from configs.schema import DATA_KEY, STAGE_PREFIX, Config, Pipeline, Stage, references, stage_models
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.ledger import create_only, num_committed
+from orchestrator.ledger import num_committed
 from orchestrator.lineage import lineage_of, write_lineage
 from orchestrator.machine import local_machine
+from orchestrator.mirrored import mirrored
 from orchestrator.plan import Plan, made_by, make_plan, plan_json
 from orchestrator.progress import DRIVER_LOG, Progress
 from orchestrator.run_dir import (
@@ -31,6 +32,7 @@ from orchestrator.run_dir import (
     require_run,
     require_writable,
     same_plan,
+    stored_config,
 )
 from orchestrator.signals import interruptible
 from orchestrator.trackers import check_trackers, trackers
@@ -51,7 +53,8 @@ def run(config: Config, *, overrides_text: Sequence[str], progress: Progress) ->
     with (
         interruptible(),
         new_run(config.run.dir, dump_config(config)) as run_dir,
-        progress.log_to(run_dir / DRIVER_LOG),
+        mirrored(run_dir) as here,
+        progress.log_to(here / DRIVER_LOG),
     ):
         write_whole(run_dir / "overrides.json", json.dumps(list(overrides_text)).encode())
         _run_stages(config, run_dir, progress)
@@ -59,12 +62,12 @@ def run(config: Config, *, overrides_text: Sequence[str], progress: Progress) ->
 
 def resume(run_dir: str, progress: Progress) -> None:
     """Goes on with a run from its newest whole checkpoint and its ledger. A run that is done says so and does nothing."""
-    with interruptible(), existing_run(run_dir) as folder:
-        config = load_config(folder / CONFIG_FILE)
+    with interruptible(), existing_run(run_dir, progress.note) as folder:
+        config = stored_config(folder)
         if (folder / DONE_FILE).exists():
             progress.note(f"{folder} is finished; nothing is left to do")
             return
-        with progress.log_to(folder / DRIVER_LOG):
+        with mirrored(folder) as here, progress.log_to(here / DRIVER_LOG):
             _run_stages(config, folder, progress)
 
 
@@ -86,9 +89,9 @@ def _run_one_of(config: Pipeline, name: str, run_dir: Path, progress: Progress) 
         progress.note(f"stage {name} is finished already")
         return True
     progress.note(f"stage {name} ({list(config.stages).index(name) + 1} of {len(config.stages)}: {stage.stage})")
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     resolved = resolve_references(stage, run_dir)
-    with locked(folder):
+    with locked(folder, progress.note), mirrored(folder):
         with suppress(FileExistsError):
             create_only(folder / CONFIG_FILE, dump_config(resolved).encode())
         return _run_stage(resolved, folder, progress)
@@ -156,15 +159,15 @@ def dry_run(config: Config) -> DryRun:
     """Everything that `run` checks before it starts: plan, data, models, run directory. Starts nothing and writes nothing."""
     from actors.preflight import check_ppo, check_rank, check_supervised
 
-    folder = Path(config.run.dir).absolute()
-    if folder.is_dir() and any(folder.iterdir()):
+    folder = run_path(config.run.dir).absolute()
+    require_writable(folder)
+    if folder.is_dir() and entries(folder):
         raise UserError(
             f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {config.run.dir}` continues a run"
         )
-    require_writable(folder)
     stages = dict(config.stages) if isinstance(config, Pipeline) else {"": config}
     plans: list[Plan] = []
-    unchecked: list[str] = []
+    unchecked = [] if is_local(folder) else ["run.dir: whether objects can be created and removed there"]
     origins: dict[str, str] = {}
     for name, stage in stages.items():
         check_trackers(stage.run.trackers)
@@ -210,16 +213,20 @@ def export(run_dir: str, out: str, *, role: str | None, step: int | None, progre
     from orchestrator.export import export_checkpoint, whole_folder
 
     folder = require_run(run_dir)
-    config = load_config(folder / CONFIG_FILE)
+    config = stored_config(folder)
     if isinstance(config, Pipeline):
         raise UserError(
             f"{folder} is a pipeline; allowed: one of its stages' folders: {', '.join(str(folder / name) for name in config.stages)}"
         )
-    with interruptible(), locked(folder):
+    with interruptible(), locked(folder, progress.note):
         steps = Checkpoints(folder, keep=1).steps()
         if not steps or (step is not None and step not in steps):
             raise UserError(
                 f"{folder} has checkpoints of the steps {steps}, got {step if step is not None else 'none'}"
             )
-        with whole_folder(Path(out).absolute()) as target, progress.log_to(folder / DRIVER_LOG):
+        with (
+            whole_folder(run_path(out, "OUT").absolute()) as target,
+            mirrored(folder) as here,
+            progress.log_to(here / DRIVER_LOG),
+        ):
             export_checkpoint(config, folder, step or steps[-1], role, target, progress)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.errors import UserError
+from actors.local_files import scratch_of
 from configs.schema.run import RunConfig, TrackerName
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -59,7 +60,7 @@ class WeightsAndBiases:
             name=run_dir.name,
             id=hashlib.sha256(str(run_dir).encode()).hexdigest()[:16],
             resume="allow",
-            dir=str(run_dir),
+            dir=str(scratch_of(run_dir)),
             config=dict(config),
         )
 
@@ -85,7 +86,7 @@ def trackers(
     made: list[Guarded] = []
     for name in run.trackers:
         if name == "tensorboard":
-            made.append(Guarded(name, TensorBoard(run_dir, last_step=last_step), last_step, note))
+            made.append(Guarded(name, TensorBoard(scratch_of(run_dir), last_step=last_step), last_step, note))
         else:
             made.append(Guarded(name, WeightsAndBiases(run_dir, run.wandb_project, config), last_step, note))
     try:
