@@ -21,6 +21,7 @@ from actors.reward import Reward
 from actors.reward_trainer import RewardTrainer
 from actors.reward_worker import ROWS_FINGERPRINT, RewardWorker
 from actors.rollout import Rollout, RolloutReport, engine_environment
+from actors.store import is_local, naming, run_path
 from actors.supervised_trainer import DATA_FINGERPRINT, SupervisedTrainer
 from actors.trainer import Trainer
 from configs.schema import Stage, SupervisedStage
@@ -38,7 +39,7 @@ from orchestrator.ppo_loop import PPOLoop
 from orchestrator.ppo_step import TRAINED
 from orchestrator.progress import Progress
 from orchestrator.rank_loop import RankLoop
-from orchestrator.run_dir import same_data, same_models
+from orchestrator.run_dir import CONFIG_FILE, same_data, same_models
 from orchestrator.signals import interruptible, stop_between_steps, undisturbed
 from orchestrator.supervised_loop import SupervisedLoop
 
@@ -47,6 +48,7 @@ def run_ppo(config: PPOStage, run_dir: Path, progress: Progress, on_ready: Calla
     """Runs or goes on with a PPO stage. The step of the exported weights, None where it was asked to stop before its end."""
     with ray_for(config, progress) as plan:
         assert isinstance(plan, PPOPlan)
+        same_place(config, run_dir)
         with progress.phase("checking data and models"):
             facts: PromptFacts = in_cluster(check_ppo, config, timeout_s=config.cluster.start_timeout_s)
         progress.note(
@@ -83,6 +85,7 @@ def run_supervised(
     """Runs or goes on with a supervised stage. The step of the exported weights, None where it was asked to stop before its end."""
     with ray_for(config, progress) as plan:
         assert isinstance(plan, SupervisedPlan)
+        same_place(config, run_dir)
         with progress.phase("checking data and model"):
             facts: SupervisedFacts = in_cluster(check_supervised, config, timeout_s=config.cluster.start_timeout_s)
         progress.note(
@@ -104,6 +107,7 @@ def run_supervised(
 def run_rank(config: RankStage, run_dir: Path, progress: Progress, on_ready: Callable[[Plan], None]) -> int | None:
     """Runs or goes on with a rank stage. Its number of waves, None where it was asked to stop before its end."""
     with ray_for(config, progress) as plan:
+        same_place(config, run_dir)
         with progress.phase("checking data and model"):
             facts: PromptFacts = in_cluster(check_rank, config, timeout_s=config.cluster.start_timeout_s)
         held_out = f", {facts.num_held_out} held out and left out" if facts.num_held_out else ""
@@ -239,6 +243,28 @@ def same_rows(launched: Launched, fingerprint: str, source: str, *, rows_fingerp
                         f"data.path: {role} rank {rank} read other data from {source!r} than was checked at the start: its fingerprint is "
                         f"{found[:12]}, expected {expected[:12]}; allowed: the same files on every node"
                     )
+
+
+def same_place(config: Stage, run_dir: Path) -> None:
+    """Refuses a run directory that the roles would not find: a folder of this machine alone in a cluster, or a store without credentials
+    there.
+
+    Raises:
+        UserError: naming it.
+    """
+    if is_local(run_dir) and config.cluster.address is None:
+        return
+    if not in_cluster(_is_there, str(run_dir / CONFIG_FILE), timeout_s=config.cluster.start_timeout_s):
+        raise UserError(
+            f"run.dir: {run_dir} is another place where the roles run: what this driver has written is not there; allowed: a folder that "
+            "all nodes share, or the URL of an object store"
+        )
+
+
+def _is_there(file: str) -> bool:
+    path = run_path(file)
+    with naming(path, "read"):
+        return path.exists()
 
 
 def in_cluster(function: Callable[..., Any], *args: Any, timeout_s: float) -> Any:
