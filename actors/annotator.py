@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from actors.context import RankContext
 from actors.errors import PreceptorError
 from actors.reward_worker import RewardWorker
-from actors.store import run_path, write_whole
+from actors.store import read_bytes, run_path, write_whole
 from actors.tasks import WaveShard, WrittenFile
 from configs.schema.data import PromptDataConfig
 from configs.schema.rank import AnnotatorConfig
@@ -86,7 +86,7 @@ class Annotator(RewardWorker):
         parts = []
         for file in files:
             path = run_path(self.context.run_dir) / file.name
-            data = path.read_bytes() if path.exists() else b""
+            data = read_bytes(path) if path.exists() else b""
             if hashlib.sha256(data).hexdigest() != file.sha256:
                 raise PreceptorError(f"{path} is missing or damaged: its content is not what the ledger says")
             parts.append(data)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from actors.context import RankContext
 from actors.errors import NotFinite, UserError
 from actors.reward_trainer import batch_of, check_group_lengths, groups_report, ranks_of
-from actors.store import run_path, write_whole
+from actors.store import read_bytes, run_path, write_whole
 from actors.supervised_trainer import ItemsReport, MicroBatch, MicroBatches, SupervisedTrainer
 from actors.tasks import Busy
 from configs.schema.supervised import DPOStage
@@ -147,7 +147,7 @@ class DPOTrainer(SupervisedTrainer):
 
     def _stored(self) -> dict[int, tuple[float, ...]]:
         try:
-            found = json.loads(self._reference_path().read_text("utf-8"))
+            found = json.loads(read_bytes(self._reference_path()))
         except FileNotFoundError:
             return {}
         except ValueError as error:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from actors.errors import PreceptorError
-from actors.store import naming, put_file
+from actors.store import naming, put_file, read_bytes
 
 EVERY_S = 15.0
 """At most so much of a log is lost with a machine."""
@@ -62,4 +62,4 @@ def take_up(log: Path, there: Path) -> None:
     """Puts what an earlier process has uploaded of a log in its place on this machine, so that it goes on behind it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with naming(there, "read"), suppress(FileNotFoundError):
-        log.write_bytes(there.read_bytes())
+        log.write_bytes(read_bytes(there))

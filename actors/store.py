@@ -87,6 +87,24 @@ def naming(path: Path, done: str) -> Iterator[None]:
         raise PreceptorError(f"{path} can't be {done}: {reason(error)}") from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """What is in a file; FileNotFoundError where there is none. Of a store by one request, so that it is of one moment."""
+    if is_local(path):
+        return path.read_bytes()
+    store, name = object_of(path)
+    missing: FileNotFoundError | None = None
+    with naming(path, "read"):
+        try:
+            found: bytes = store.cat_file(name)
+        except FileNotFoundError as error:
+            missing = FileNotFoundError(2, "No such object", str(path))
+            missing.__cause__ = error
+        else:
+            return found
+    assert missing is not None
+    raise missing
+
+
 # ------------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -149,10 +167,16 @@ def put_file(local: Path, target: Path) -> None:
 
 def entries(folder: Path) -> list[Path]:
     """What is in the folder, by name; nothing where there is none."""
-    try:
-        return sorted(folder.iterdir(), key=lambda path: path.name)
-    except FileNotFoundError:
-        return []
+    if is_local(folder):
+        return sorted(folder.iterdir(), key=lambda path: path.name) if folder.exists() else []
+    store, root = object_of(folder)
+    with naming(folder, "listed"):
+        try:
+            found = store.ls(root, detail=False)
+        except FileNotFoundError:
+            return []
+    names = {name.rstrip("/").rpartition("/")[2] for name in found if name.strip("/") != root.strip("/")}
+    return [folder / name for name in sorted(names)]
 
 
 def remove_tree(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import PreceptorError
-from actors.store import create_only, make_folder, remove_tree, write_whole
+from actors.store import create_only, make_folder, read_bytes, remove_tree, write_whole
 from actors.tasks import WrittenFile
 
 MANIFEST = "manifest.json"
@@ -91,7 +91,7 @@ class Checkpoints:
                 manifest = self.folder(step) / MANIFEST
                 # no rename: a store has none
                 if manifest.exists():
-                    write_whole(manifest.with_suffix(".damaged"), manifest.read_bytes())
+                    write_whole(manifest.with_suffix(".damaged"), read_bytes(manifest))
                     manifest.unlink()
                 note(f"{error}. It is left out; an older checkpoint and the stored trajectories give the same weights")
             else:
@@ -117,7 +117,7 @@ class Checkpoints:
         """
         folder = self.folder(step)
         try:
-            manifest = json.loads((folder / MANIFEST).read_bytes())
+            manifest = json.loads(read_bytes(folder / MANIFEST))
             files = [
                 (role, file["name"], file["bytes"], file["sha256"])
                 for role in manifest["files"]

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from actors.algorithms.moments import Moments
 from actors.errors import PreceptorError
-from actors.store import create_only, reason
+from actors.store import create_only, read_bytes, reason
 from actors.tasks import Busy, WaveSummary, WrittenFile
 
 FORMAT = 1
@@ -141,7 +141,7 @@ class Ledger(Generic[Entry]):
         """Raises PreceptorError, naming the file, where it is missing or damaged."""
         path = self._path(step)
         try:
-            entry = self._entry_type.from_json(path.read_bytes())
+            entry = self._entry_type.from_json(read_bytes(path))
             if entry.step != step:
                 raise ValueError(f"it speaks of step {entry.step}")
         except OSError as error:

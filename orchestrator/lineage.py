@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import UserError
-from actors.store import is_local, require_listed, run_path, write_whole
+from actors.store import is_local, read_bytes, require_listed, run_path, write_whole
 from configs.schema import Pipeline, Stage, stage_models
 from orchestrator.checkpoints import MANIFEST
 from orchestrator.plan import made_by
@@ -35,14 +35,14 @@ Lineage = dict[str, Any]
 
 def lineage_of(config: Stage, run_dir: Path, *, role: str, step: int) -> Lineage:
     """Of the model that `role` of the run in `run_dir` is after `step`, from what the run directory holds."""
-    fingerprint = json.loads((run_dir / DATA_FILE).read_bytes())["fingerprint"]
+    fingerprint = json.loads(read_bytes(run_dir / DATA_FILE))["fingerprint"]
     return {
         "format": FORMAT,
         "stage": config.stage,
         "role": role,
         "step": step,
         "run_dir": str(run_dir),
-        "config_sha256": hashlib.sha256((run_dir / CONFIG_FILE).read_bytes()).hexdigest(),
+        "config_sha256": hashlib.sha256(read_bytes(run_dir / CONFIG_FILE)).hexdigest(),
         "data": {
             "fingerprint": fingerprint,
             "sources": [
@@ -100,7 +100,7 @@ def _last_step(run_dir: Path) -> int:
 def _within(folder: Path) -> Lineage | None:
     """The lineage that a folder holds."""
     try:
-        found = json.loads((folder / LINEAGE_FILE).read_bytes())
+        found = json.loads(read_bytes(folder / LINEAGE_FILE))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

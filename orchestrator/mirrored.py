@@ -11,7 +11,7 @@ from pathlib import Path
 from actors.errors import PreceptorError, UserError
 from actors.local_files import scratch_of
 from actors.mirror import Mirror, take_up
-from actors.store import is_local, naming, run_path, write_whole
+from actors.store import is_local, naming, read_bytes, run_path, write_whole
 from orchestrator.progress import DRIVER_LOG
 
 RANK_LOG = re.compile(r".+-\d+\.log")
@@ -45,7 +45,7 @@ def add_to_log(run_dir: str, text: str) -> Path | None:
         with naming(log, "written"):
             if not log.is_file():
                 return None
-            write_whole(log, log.read_bytes() + text.encode("utf-8", "replace"))
+            write_whole(log, read_bytes(log) + text.encode("utf-8", "replace"))
     except (PreceptorError, UserError):
         return None
     return log

@@ -14,7 +14,7 @@ from typing import Any
 from actors.errors import UserError
 from actors.local_files import scratch_of
 from actors.models.checks import architecture_differences
-from actors.store import create_only, empty, entries, is_local, require_listed, require_store, run_path
+from actors.store import create_only, empty, entries, is_local, read_bytes, require_listed, require_store, run_path
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import Config
@@ -96,7 +96,7 @@ def stored_config(folder: Path) -> Config:
         return load_config(folder / CONFIG_FILE)
     with tempfile.TemporaryDirectory(prefix="preceptor-") as here:
         copy = Path(here) / CONFIG_FILE
-        copy.write_bytes((folder / CONFIG_FILE).read_bytes())
+        copy.write_bytes(read_bytes(folder / CONFIG_FILE))
         return load_config(copy)
 
 
@@ -188,7 +188,7 @@ def _begun_with(path: Path, now: dict[str, Any]) -> dict[str, Any]:
     with suppress(FileExistsError):
         create_only(path, json.dumps(now).encode())
     try:
-        begun_with = json.loads(path.read_bytes())
+        begun_with = json.loads(read_bytes(path))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(begun_with, dict) or begun_with.keys() != now.keys():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import PreceptorError, UserError
-from actors.store import naming, write_whole
+from actors.store import naming, read_bytes, write_whole
 
 BEAT_S = 5.0
 """Between two signs of life."""
@@ -96,7 +96,7 @@ def _read(lock: Path) -> dict[str, Any]:
     """Nothing where there is no lock, or none of ours."""
     with naming(lock, "read"):
         try:
-            found = json.loads(lock.read_bytes())
+            found = json.loads(read_bytes(lock))
         except (FileNotFoundError, ValueError):
             return {}
     return found if isinstance(found, dict) and {"driver", "host", "token"} <= found.keys() else {}

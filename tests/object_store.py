@@ -3,18 +3,59 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
-from werkzeug.serving import WSGIRequestHandler
+from moto.s3.models import s3_backends
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from actors.store import run_path
 
 BUCKET = "preceptor-test"
+ERRORS = {
+    403: ("AccessDenied", "Access Denied"),
+    500: ("InternalError", "We encountered an internal error."),
+    503: ("SlowDown", "Please reduce your request rate."),
+}
+"""As S3 words them."""
+
+
+class Server:
+    """The server, which fails on request."""
+
+    def __init__(self) -> None:
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._fail: list[int] = []
+        self.lose_answers = 0
+        """That many writes happen, and are then answered by 503."""
+        self.requests: list[str] = []
+        """Method and path of each."""
+
+    def fail(self, status: int, times: int) -> None:
+        """The next requests get this status."""
+        self._fail = [status] * times
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        if self._fail:
+            return self._failed(start_response, self._fail.pop())
+        if self.lose_answers and environ["REQUEST_METHOD"] == "PUT":
+            self.lose_answers -= 1
+            b"".join(self._app(environ, lambda *_: None))
+            return self._failed(start_response, 503)
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        return answer
+
+    def _failed(self, start_response: Any, status: int) -> list[bytes]:
+        start_response(f"{status} Failed", [("Content-Type", "application/xml")])
+        code, message = ERRORS[status]
+        return [f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()]
 
 
 class _Quiet(WSGIRequestHandler):
@@ -23,27 +64,37 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
-    """Its address. The environment, which drivers started meanwhile inherit, leads to it and to nowhere else."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
+def s3_server() -> Iterator[Server]:
+    """With a bucket. The environment, which drivers started meanwhile inherit, leads to it and to nowhere else."""
+    app = Server()
+    s3_backends.reset()  # moto keeps what an earlier server of this process had
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        url = f"http://127.0.0.1:{port}"
-        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_CONFIG_FILE", "/dev/null")
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
-        fsspec.filesystem("s3").clear_instance_cache()
-        yield url
-    server.stop()
-    fsspec.filesystem("memory").clear_instance_cache()
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        forget_clients()
+        fsspec.filesystem("s3").mkdir(BUCKET)
+        try:
+            yield app
+        finally:
+            forget_clients()
+            server.shutdown()
+            thread.join(timeout=30)
+            server.server_close()
+
+
+def forget_clients() -> None:
+    """fsspec keeps clients, and with them what the environment said when they were made."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def bucket(name: str) -> Path:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from actors.algorithms.records import Experience, Trajectories, VersionSpan, cumulative
 from actors.errors import PreceptorError
-from actors.store import reason, write_whole
+from actors.store import read_bytes, reason, write_whole
 from actors.tasks import WrittenFile
 
 TOKEN_COLUMNS = ("rewards", "old_logprobs", "reference_logprobs", "values", "advantages", "returns")
@@ -80,7 +80,7 @@ def check_files(folder: Path, files: Sequence[WrittenFile]) -> list[Path]:
     for file in files:
         path = folder / file.name
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except OSError as error:
             raise PreceptorError(
                 f"{path} can't be read ({reason(error)}): the step can't be replayed without its trajectories"
@@ -99,7 +99,7 @@ def read_experience(paths: Sequence[Path], indices: Sequence[int]) -> Experience
     Raises:
         PreceptorError: where a trajectory is in none of them.
     """
-    table = pa.concat_tables([pq.read_table(io.BytesIO(path.read_bytes())) for path in paths])
+    table = pa.concat_tables([pq.read_table(io.BytesIO(read_bytes(path))) for path in paths])
     places = {index: place for place, index in enumerate(table["index"].to_pylist())}
     if missing := [index for index in indices if index not in places]:
         raise PreceptorError(f"trajectories {missing} of the wave are in none of {[str(path) for path in paths]}")

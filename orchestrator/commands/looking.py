@@ -45,8 +45,8 @@ def _report(arguments: argparse.Namespace) -> None:
     from orchestrator.report.summary import print_summary
     from orchestrator.targets import check_target, write_target
 
-    out = check_target(arguments.out or f"{arguments.run_dir.rstrip('/')}/report.html", "--out")
     found = read_run(arguments.run_dir)
+    out = check_target(arguments.out or f"{arguments.run_dir.rstrip('/')}/report.html", "--out")
     write_target(out, page(found), "--out")
     print_summary(found, out, console())
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from actors.errors import PreceptorError
 from actors.reward_trainer import STATS_FILE, RewardEvaluation
+from actors.store import read_bytes
 from configs.schema import Config, Pipeline, Stage
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
@@ -97,7 +98,7 @@ def read_run(path: str) -> RunReport:
     return RunReport(
         run_dir=run_dir,
         config=config,
-        config_text=(run_dir / CONFIG_FILE).read_text("utf-8"),
+        config_text=read_bytes(run_dir / CONFIG_FILE).decode("utf-8"),
         stages=stages,
         finished=(run_dir / DONE_FILE).exists(),
         comparison=compare([(s.name, s.config, s.rankings) for s in stages if isinstance(s.config, RankStage)]),
@@ -159,7 +160,7 @@ def _evaluation(path: Path) -> RewardEvaluation | None:
     if not path.exists():
         return None
     try:
-        return RewardEvaluation.from_json(json.loads(path.read_bytes()))
+        return RewardEvaluation.from_json(json.loads(read_bytes(path)))
     except (ValueError, TypeError, AttributeError) as error:
         raise PreceptorError(f"{path} is damaged: {error}") from error
 

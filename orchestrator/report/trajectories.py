@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.store import read_bytes
 from orchestrator.evaluation import Evaluation, read_answers
 from orchestrator.ledger import LedgerEntry
 from orchestrator.report.answers import SHOWN_PROMPTS, Answer, Exchange
@@ -87,7 +88,7 @@ def _prompt_ids(entry: LedgerEntry) -> list[str]:
 def _table(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(path.read_bytes()), columns=list(COLUMNS)).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(read_bytes(path)), columns=list(COLUMNS)).to_pylist()
     return rows
 
 
