@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.local_files import scratch_of
 from actors.store import read_bytes
 from orchestrator.cli import main
 from tests.object_store import bucket, s3_server
@@ -144,7 +144,7 @@ def test_a_run_in_an_object_store_is_the_same(project: Path, reference: Path) ->
         assert [name for name in theirs if name != "driver.lock"] == ours
         assert hashlib.sha256(read_bytes(run_dir / "export/model.safetensors")).hexdigest() == weights(reference)
         assert read_bytes(run_dir / "logs/policy-0.log").count(b"Loading weights: 100%") == 2, "of both drivers"
-        assert not list(Path(tempfile.gettempdir()).glob("preceptor-*/logs")), "nothing of it stays on this machine"
+        assert not any(scratch_of(run_dir).iterdir()), "nothing of it stays on this machine"
 
         out = project / "from-store"
         with Driver(project, run_dir, "export", str(run_dir), str(out)) as driver:
