@@ -9,13 +9,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.context import RankContext
-from actors.durable import write_whole
 from actors.errors import PreceptorError
 from actors.reward_worker import RewardWorker
+from actors.store import read_bytes, run_path, write_whole
 from actors.tasks import WaveShard, WrittenFile
 from configs.schema.data import PromptDataConfig
 from configs.schema.rank import AnnotatorConfig
@@ -70,7 +69,7 @@ class Annotator(RewardWorker):
             }
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         data = "".join(lines).encode()
-        write_whole(Path(self.context.run_dir) / name, data)
+        write_whole(run_path(self.context.run_dir) / name, data)
         return RankedFile(
             file=WrittenFile(name=name, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data)),
             mean=sum(scores) / len(scores),
@@ -86,12 +85,12 @@ class Annotator(RewardWorker):
         """
         parts = []
         for file in files:
-            path = Path(self.context.run_dir) / file.name
-            data = path.read_bytes() if path.exists() else b""
+            path = run_path(self.context.run_dir) / file.name
+            data = read_bytes(path) if path.exists() else b""
             if hashlib.sha256(data).hexdigest() != file.sha256:
                 raise PreceptorError(f"{path} is missing or damaged: its content is not what the ledger says")
             parts.append(data)
-        write_whole(Path(out), b"".join(parts))
+        write_whole(run_path(out), b"".join(parts))
 
 
 def ranks_of_scores(scores: Sequence[float], *, tie_margin: float) -> list[int]:

@@ -20,4 +20,4 @@ class RankContext:
     deterministic: bool
     collective_timeout_s: float
     run_dir: str
-    """Absolute path of the run directory."""
+    """The run directory: an absolute path, or a URL."""

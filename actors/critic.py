@@ -11,11 +11,10 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actors.context import RankContext
-from actors.durable import write_whole
+from actors.store import run_path, write_whole
 from actors.tasks import (
     AppraisalOrder,
     AppraisalSummary,
@@ -117,7 +116,7 @@ class Critic(Trainer):
             self.kept.put(name, order.wave, getattr(experience, name))
         indices = self.kept.indices(order.wave)
         file = write_experience(
-            Path(self.context.run_dir) / order.file, indices, experience, self._texts(experience.trajectories)
+            run_path(self.context.run_dir) / order.file, indices, experience, self._texts(experience.trajectories)
         )
         advantages = TokenColumn(
             wave=order.wave,
@@ -245,7 +244,7 @@ class Critic(Trainer):
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         data = "".join(lines).encode()
         sha256 = hashlib.sha256(data).hexdigest()
-        path = Path(self.context.run_dir) / name
+        path = run_path(self.context.run_dir) / name
         path = path.with_stem(f"{path.stem}-{sha256[:12]}")
         write_whole(path, data)
         return WrittenFile(name=path.name, sha256=sha256, num_bytes=len(data))

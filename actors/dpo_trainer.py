@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actors.context import RankContext
-from actors.durable import write_whole
 from actors.errors import NotFinite, UserError
 from actors.reward_trainer import batch_of, check_group_lengths, groups_report, ranks_of
+from actors.store import read_bytes, run_path, write_whole
 from actors.supervised_trainer import ItemsReport, MicroBatch, MicroBatches, SupervisedTrainer
 from actors.tasks import Busy
 from configs.schema.supervised import DPOStage
@@ -143,11 +143,11 @@ class DPOTrainer(SupervisedTrainer):
             write_whole(self._reference_path(), json.dumps(found, allow_nan=False).encode())
 
     def _reference_path(self) -> Path:
-        return Path(self.context.run_dir) / REFERENCE_FILE
+        return run_path(self.context.run_dir) / REFERENCE_FILE
 
     def _stored(self) -> dict[int, tuple[float, ...]]:
         try:
-            found = json.loads(self._reference_path().read_text("utf-8"))
+            found = json.loads(read_bytes(self._reference_path()))
         except FileNotFoundError:
             return {}
         except ValueError as error:

@@ -1,10 +1,16 @@
-"""Files and folders that outlast a power loss: on disk, and named on disk, before anything speaks of them."""
+"""Files and folders of file systems that outlast a power loss: on disk, and named on disk, before anything speaks of them.
+
+`actors.store` has the same for any place of a run, object stores too.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
+
+from actors.errors import UserError
 
 
 def sync(path: Path) -> None:
@@ -37,6 +43,32 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
+    sync(path.parent)
+
+
+def create_only(path: Path, data: bytes) -> None:
+    """Writes a whole file that must not exist yet; FileExistsError where it does. Nobody ever sees half of it.
+
+    A hard link fails where the name is taken, which a rename would not.
+    """
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # a temporary file is its owner's alone
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(name, path)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise UserError(
+                f"run.dir: the file system of {path.parent} has no hard links, which make a step count once; allowed: one that has them, "
+                "or the URL of an object store"
+            ) from error
+        raise
+    finally:
+        os.unlink(name)
     sync(path.parent)
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from actors.context import RankContext
 from actors.errors import PreceptorError
+from actors.local_files import scratch_of
+from actors.mirror import Mirror, take_up
+from actors.store import is_local, naming, run_path
 
 
 def peak_rss_bytes() -> int:
@@ -20,9 +23,9 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def log_file(run_dir: str | Path, role: str, rank: int) -> Path:
+def log_file(run_dir: Path, role: str, rank: int) -> Path:
     """Where a rank's output goes."""
-    return Path(run_dir) / "logs" / f"{role}-{rank}.log"
+    return run_dir / "logs" / f"{role}-{rank}.log"
 
 
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -73,15 +76,21 @@ class Role:
             "torch was imported before the environment was set"
         )
         os.environ.update(environment)
-        log = log_file(self.context.run_dir, self.context.role, self.context.rank)
+        run_dir = run_path(self.context.run_dir)
+        log = log_file(scratch_of(run_dir), self.context.role, self.context.rank)
         log.parent.mkdir(parents=True, exist_ok=True)
+        if not is_local(run_dir):
+            take_up(log, log_file(run_dir, self.context.role, self.context.rank))
+            Mirror(scratch_of(run_dir), run_dir, wanted=lambda file: file == log).start()
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
 
     def sees(self, path: str) -> tuple[bool, str]:
         """Whether a file of the run is there for this rank too, and the name of its machine."""
-        return Path(path).is_file(), socket.gethostname()
+        place = run_path(path)
+        with naming(place, "read"):
+            return place.is_file(), socket.gethostname()
 
     def peak_memory_bytes(self) -> int:
         """Peak of this process (CPU) or of its GPU's allocator (CUDA)."""

@@ -16,6 +16,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from actors.context import RankContext
 from actors.errors import SyncFailed, UserError
+from actors.models.checks import name_for_libraries
 from configs.schema.rollout import RolloutConfig
 
 SUPPORTED_VLLM = ("0.32.0",)
@@ -88,7 +89,7 @@ class VLLMBackend:
         )
         try:
             self._llm = vllm.LLM(
-                model=model,
+                model=name_for_libraries(model, weights=own_weights),
                 skip_tokenizer_init=True,  # token ids in, token ids out
                 generation_config="vllm",  # not the model's own sampling defaults
                 # a sync brings every weight and proves it, so none is read from disk

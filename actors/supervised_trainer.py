@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from actors.durable import write_whole
+from actors.store import run_path, write_whole
 from actors.tasks import Busy, RoleReport, UpdateReport
 from actors.trainer import Trainer
 from configs.schema.supervised import SupervisedSection
@@ -165,7 +165,7 @@ class SupervisedTrainer(Trainer, ABC):
         assert self.config.model.model is not None
         self.export(folder, self.config.model.model)
         if self.context.rank == 0 and evaluation is not None:
-            write_evaluation(Path(folder) / self.evaluation_file, evaluation)
+            write_evaluation(run_path(folder) / self.evaluation_file, evaluation)
 
 
 def write_evaluation(path: Path, evaluation: Any) -> None:

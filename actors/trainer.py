@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from actors.context import RankContext
 from actors.role import Role
+from actors.store import run_path
 from actors.tasks import RoleReport, WaveShard, WrittenFile
 
 if TYPE_CHECKING:
@@ -140,16 +140,16 @@ class Trainer(Role):
 
     def save(self, folder: str) -> list[WrittenFile]:
         """Writes this rank's share of master weights and optimizer state under the checkpoint's folder (collective)."""
-        files = self.engine.state_out(Path(folder) / self.shard_folder)
+        files = self.engine.state_out(run_path(folder) / self.shard_folder)
         return [WrittenFile(name=file.name, sha256=file.sha256, num_bytes=file.num_bytes) for file in files]
 
     def load(self, folder: str) -> None:
         """Takes up the state that `save` wrote, with whatever ranks and ZeRO stage it was written (collective)."""
-        self.engine.state_in(Path(folder) / self.shard_folder)
+        self.engine.state_in(run_path(folder) / self.shard_folder)
 
     def export(self, folder: str, tokenizer_from: str) -> None:
         """Writes a Hugging Face folder (collective; rank 0 writes)."""
-        self.engine.export(Path(folder), tokenizer_from=tokenizer_from)
+        self.engine.export(run_path(folder), tokenizer_from=tokenizer_from)
 
     def digest(self) -> str:
         """sha256 of the master weights, bit for bit (collective)."""
@@ -168,7 +168,7 @@ class Trainer(Role):
         """
         from actors.data.stored import check_files, read_experience
 
-        paths = check_files(Path(self.context.run_dir), files)
+        paths = check_files(run_path(self.context.run_dir), files)
         experience = read_experience(paths, shard.indices)
         self.keep_experience(shard, experience)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from configs.secrets import without_secrets
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -22,7 +24,8 @@ class Problem:
     def __str__(self) -> str:
         key = f"{self.key}: " if self.key else ""
         origin = f" ({self.origin})" if self.origin else ""
-        return f"{key}{self.got}; allowed: {self.allowed}{origin}"
+        # an override is quoted as it was given
+        return without_secrets(f"{key}{self.got}; allowed: {self.allowed}{origin}")
 
 
 class ConfigError(Exception):

@@ -20,6 +20,7 @@ from configs.fields import ROOT, STAGES, FieldRow, Kind, describe, either, kind_
 from configs.references import escape, resolve
 from configs.schema import Config, Pipeline, references
 from configs.schema.base import Section
+from configs.secrets import ALLOWED, secrets_in
 from configs.yaml_file import Origins, quote, read_value, read_yaml, write_yaml
 
 __all__ = ["ConfigError", "FieldRow", "Option", "describe", "dump_config", "load_config", "load_options", "schema_json"]
@@ -38,6 +39,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values, origins = _read_chain(Path(path), ())
     for override in overrides:
         _apply_override(values, origins, override)
+    if secret := [_secret_problem(place, origins) for place in secrets_in(values)]:
+        raise ConfigError(_title(path), secret)
     problems = _share_sections(values, origins) if values.get("stage") == "pipeline" else []
     values, origins, bad_references = resolve(values, origins)
     if bad_references:
@@ -261,6 +264,11 @@ def _origin(origins: Origins, path: tuple[str, ...]) -> str:
         if path[:length] in origins:
             return origins[path[:length]]
     return ""
+
+
+def _secret_problem(place: tuple[str, ...], origins: Origins) -> Problem:
+    got = "got a URL that holds a password, key or signature"
+    return Problem(key=".".join(place), got=got, allowed=ALLOWED, origin=_origin(origins, place))
 
 
 def _problems(error: ValidationError, origins: Origins, root: Kind = ROOT) -> list[Problem]:

@@ -12,13 +12,13 @@ from typing import IO, TYPE_CHECKING
 
 from actors.context import RankContext
 from actors.errors import UserError
-from configs.load import load_config
+from actors.store import run_path
 from configs.schema import LANGUAGE_MODELS, Pipeline
 from configs.schema.rollout import RolloutConfig
 from orchestrator.machine import local_cores
 from orchestrator.plan_records import Device
 from orchestrator.progress import DRIVER_LOG, quiet_process
-from orchestrator.run_dir import CONFIG_FILE, EXPORT_FOLDER
+from orchestrator.run_dir import CONFIG_FILE, EXPORT_FOLDER, stored_config
 
 if TYPE_CHECKING:
     from actors.chat import Conversation
@@ -36,12 +36,12 @@ def model_of(checkpoint: str, key: str = "CHECKPOINT", *, kinds: Sequence[str] =
     Raises:
         UserError: for a run directory without one.
     """
-    folder = Path(checkpoint)
+    folder = run_path(checkpoint, key)
     if (folder / "config.json").exists() or not (folder / CONFIG_FILE).exists():
         return checkpoint
     if (folder / EXPORT_FOLDER / "config.json").exists():
         return str(folder / EXPORT_FOLDER)
-    config = load_config(folder / CONFIG_FILE)
+    config = stored_config(folder)
     if isinstance(config, Pipeline):
         fitting = [folder / name for name, stage in config.stages.items() if stage.stage in kinds]
         there = [repr(str(stage)) for stage in fitting if (stage / EXPORT_FOLDER / "config.json").exists()]

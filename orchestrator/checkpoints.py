@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.durable import make_folder
 from actors.errors import PreceptorError
+from actors.store import create_only, make_folder, read_bytes, remove_tree, write_whole
 from actors.tasks import WrittenFile
-from orchestrator.ledger import create_only
 
 MANIFEST = "manifest.json"
 
@@ -38,7 +36,7 @@ class Checkpoints:
             raise PreceptorError(
                 f"{folder} is a whole checkpoint already: another driver works on this run directory; this one stops"
             )
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         make_folder(folder)
         return folder
 
@@ -65,7 +63,7 @@ class Checkpoints:
         for old in sorted(set(self.steps()[: -self._keep]) - set(spare)):
             # the manifest goes first, so that a half-removed folder is never taken for a checkpoint
             (self.folder(old) / MANIFEST).unlink()
-            shutil.rmtree(self.folder(old))
+            remove_tree(self.folder(old))
 
     def has(self, step: int) -> bool:
         return (self.folder(step) / MANIFEST).exists()
@@ -91,7 +89,10 @@ class Checkpoints:
                 self.state(step)
             except PreceptorError as error:
                 manifest = self.folder(step) / MANIFEST
-                manifest.replace(manifest.with_suffix(".damaged"))
+                # no rename: a store has none
+                if manifest.exists():
+                    write_whole(manifest.with_suffix(".damaged"), read_bytes(manifest))
+                    manifest.unlink()
                 note(f"{error}. It is left out; an older checkpoint and the stored trajectories give the same weights")
             else:
                 return step
@@ -116,7 +117,7 @@ class Checkpoints:
         """
         folder = self.folder(step)
         try:
-            manifest = json.loads((folder / MANIFEST).read_bytes())
+            manifest = json.loads(read_bytes(folder / MANIFEST))
             files = [
                 (role, file["name"], file["bytes"], file["sha256"])
                 for role in manifest["files"]

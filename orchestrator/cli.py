@@ -128,7 +128,7 @@ def _message(error: BaseException, arguments: argparse.Namespace) -> tuple[int, 
     if isinstance(error, BadInput):
         return BAD_INPUT, str(error)
     if isinstance(error, KeyboardInterrupt):
-        resumable = arguments.resumable and run_dir is not None and (Path(run_dir) / "config.yaml").exists()
+        resumable = arguments.resumable and run_dir is not None and _holds_run(run_dir)
         return INTERRUPTED, "interrupted" + (f"; `preceptor resume {run_dir}` continues" if resumable else "")
     # bad input must not need these to be told of: they may be what a foreign folder shadows
     from actors.errors import PreceptorError, UserError
@@ -149,12 +149,23 @@ def _message(error: BaseException, arguments: argparse.Namespace) -> tuple[int, 
     return FAILED, f"unexpected error: {what}{see}; --debug shows the stack trace"
 
 
+def _holds_run(run_dir: str) -> bool:
+    # an interrupted user does not wait for a store's answer
+    return "://" in run_dir or (Path(run_dir) / "config.yaml").exists()
+
+
 def _log_traceback(error: BaseException, run_dir: str | None) -> Path | None:
     """Adds the stack trace to the driver's log. Where the run has none (yet), none is made: a run directory must be empty at the start."""
     from orchestrator.progress import DRIVER_LOG
 
-    log = Path(run_dir or "") / DRIVER_LOG
-    if run_dir is None or not log.is_file():
+    if run_dir is None:
+        return None
+    if "://" in run_dir:
+        from orchestrator.mirrored import add_to_log
+
+        return add_to_log(run_dir, "".join(traceback.format_exception(error)))
+    log = Path(run_dir) / DRIVER_LOG
+    if not log.is_file():
         return None
     with log.open("a", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)

@@ -24,10 +24,10 @@ from actors.group import Call
 from actors.reference import Reference
 from actors.reward_worker import RewardWorker
 from actors.rollout import Rollout
+from actors.store import create_only, entries, read_bytes
 from actors.tasks import AppraisalOrder, AppraisalSummary, GenerationUnit, WaveShard, WaveSummary
 from configs.schema.ppo import PPOStage
 from orchestrator.batching import Balancer
-from orchestrator.ledger import create_only
 from orchestrator.metrics import mean
 from orchestrator.ppo_step import PPOStep, holders, speaking_of
 from orchestrator.wins import win_frac
@@ -138,7 +138,7 @@ class HeldOut:
             raise PreceptorError(
                 f"{evaluation_file(self.folder, step)} is there already: another driver works on this run directory; this one stops"
             ) from None
-        for path in (self.folder / f"{step:08d}").iterdir():
+        for path in entries(self.folder / f"{step:08d}"):
             # of an attempt that was broken off
             if f"{step:08d}/{path.name}" not in evaluation.files:
                 path.unlink()
@@ -249,7 +249,7 @@ def read_answers(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]]:
     for name in evaluation.files:
         try:
             # not `splitlines`: what a model wrote may hold other line ends than those of the file
-            lines = (folder / name).read_text("utf-8").removesuffix("\n").split("\n")
+            lines = read_bytes(folder / name).decode("utf-8").removesuffix("\n").split("\n")
             rows += [{key: row[key] for key in ANSWER_KEYS} for row in map(json.loads, lines)]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise PreceptorError(f"{folder / name} is missing or damaged: {type(error).__name__}: {error}") from error
@@ -260,7 +260,7 @@ def read_evaluation(folder: Path, step: int) -> Evaluation:
     """Raises PreceptorError, naming the file, where it is missing or damaged."""
     path = evaluation_file(folder, step)
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_bytes(path))
         return Evaluation(**{**found, "files": tuple(found["files"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise PreceptorError(f"evaluation {path} is missing or damaged: {error}") from error

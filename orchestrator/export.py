@@ -11,6 +11,7 @@ from pathlib import Path
 
 from actors.durable import make_folder, sync
 from actors.errors import PreceptorError, UserError
+from actors.store import entries, is_local, reason, remove_tree, require_store
 from actors.supervised_trainer import ItemsReport, SupervisedTrainer
 from actors.trainer import Trainer
 from configs.schema import Stage
@@ -75,6 +76,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         UserError: where `target` is occupied or can't be written.
         PreceptorError: where nothing was written.
     """
+    if not is_local(target):
+        with _whole_in_store(target):
+            yield target
+        return
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise UserError(f"{target} exists and is not an empty folder; allowed: a new or empty folder")
     new = target.with_name(f".{target.name}.new-{os.getpid()}")
@@ -82,7 +87,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         make_folder(new)
     except OSError as error:
-        raise UserError(f"{target} can't be written ({error.strerror})") from error
+        raise UserError(f"{target} can't be written ({reason(error)})") from error
     try:
         yield new
         if not any(new.iterdir()):
@@ -95,6 +100,19 @@ def whole_folder(target: Path) -> Iterator[Path]:
             # only those that are empty again
             with suppress(OSError):
                 created.rmdir()
+
+
+@contextmanager
+def _whole_in_store(target: Path) -> Iterator[None]:
+    """A store renames nothing: the files come under their own names, the lineage last, and go again where the block fails."""
+    require_store(target, key="OUT")
+    if entries(target):
+        raise UserError(f"{target} is not empty; allowed: a new or empty place")
+    try:
+        yield
+    except BaseException:
+        remove_tree(target)
+        raise
 
 
 def only_role(plan: Plan, name: str) -> Plan:

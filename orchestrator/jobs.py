@@ -8,17 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.durable import write_whole
 from actors.errors import UserError
 from actors.preflight import PromptFacts, SupervisedFacts
-from configs.load import dump_config, load_config
+from actors.store import create_only, entries, is_local, make_folder, run_path, write_whole
+from configs.load import dump_config
 from configs.schema import DATA_KEY, STAGE_PREFIX, Config, Pipeline, Stage, references, stage_models
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.ledger import create_only, num_committed
+from orchestrator.ledger import num_committed
 from orchestrator.lineage import lineage_of, write_lineage
 from orchestrator.machine import local_machine
+from orchestrator.mirrored import mirrored
 from orchestrator.plan import Plan, check_groups, made_by, make_plan, num_gpus, plan_json
 from orchestrator.progress import DRIVER_LOG, Progress
 from orchestrator.registry.address import address_of
@@ -35,6 +36,7 @@ from orchestrator.run_dir import (
     require_run,
     require_writable,
     same_plan,
+    stored_config,
 )
 from orchestrator.signals import Stopped, interruptible
 from orchestrator.surroundings import cluster_address, place_of_run
@@ -56,7 +58,8 @@ def run(config: Config, *, overrides_text: Sequence[str], progress: Progress, re
     with (
         interruptible(),
         new_run(place_of_run(config.run.dir), dump_config(config)) as run_dir,
-        progress.log_to(run_dir / DRIVER_LOG),
+        mirrored(run_dir) as here,
+        progress.log_to(here / DRIVER_LOG),
         recording(address, progress.note) as recorder,
     ):
         write_whole(run_dir / OVERRIDES_FILE, json.dumps(list(overrides_text)).encode())
@@ -76,7 +79,7 @@ def run_or_resume(
     except UserError:
         run(config, overrides_text=overrides_text, progress=progress, registry=registry)
         return
-    begun = load_config(folder / CONFIG_FILE)
+    begun = stored_config(folder)
     if begun != config:
         keys = list(_differing(begun.model_dump(), config.model_dump()))
         listed = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
@@ -100,12 +103,16 @@ def _differing(before: object, now: object, key: str = "") -> Iterator[str]:
 def resume(run_dir: str, progress: Progress, *, registry: str | None = None) -> None:
     """Goes on with a run from its newest whole checkpoint and its ledger. A run that is done says so and does nothing."""
     address = address_of(registry)
-    with interruptible(), existing_run(place_of_run(run_dir)) as folder:
-        config = load_config(folder / CONFIG_FILE)
+    with interruptible(), existing_run(place_of_run(run_dir), progress.note) as folder:
+        config = stored_config(folder)
         if (folder / DONE_FILE).exists():
             progress.note(f"{folder} is finished; nothing is left to do")
             return
-        with progress.log_to(folder / DRIVER_LOG), recording(address, progress.note) as recorder:
+        with (
+            mirrored(folder) as here,
+            progress.log_to(here / DRIVER_LOG),
+            recording(address, progress.note) as recorder,
+        ):
             _run_stages(config, folder, progress, recorder)
 
 
@@ -127,9 +134,9 @@ def _run_one_of(config: Pipeline, name: str, run_dir: Path, progress: Progress, 
         progress.note(f"stage {name} is finished already")
         return True
     progress.note(f"stage {name} ({list(config.stages).index(name) + 1} of {len(config.stages)}: {stage.stage})")
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     resolved = resolve_references(stage, run_dir)
-    with locked(folder):
+    with locked(folder, progress.note), mirrored(folder):
         with suppress(FileExistsError):
             create_only(folder / CONFIG_FILE, dump_config(resolved).encode())
         return _run_stage(resolved, folder, progress, recorder, pipeline=run_dir)
@@ -206,15 +213,15 @@ def dry_run(config: Config) -> DryRun:
     from actors.preflight import check_ppo, check_rank, check_supervised
 
     check_groups(config)
-    folder = Path(place_of_run(config.run.dir)).absolute()
-    if folder.is_dir() and any(folder.iterdir()):
+    folder = run_path(place_of_run(config.run.dir)).absolute()
+    require_writable(folder)
+    if folder.is_dir() and entries(folder):
         raise UserError(
             f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {config.run.dir}` continues a run"
         )
-    require_writable(folder)
     stages = dict(config.stages) if isinstance(config, Pipeline) else {"": config}
     plans: list[Plan] = []
-    unchecked: list[str] = []
+    unchecked = [] if is_local(folder) else ["run.dir: whether objects can be created and removed there"]
     facts: dict[str, PromptFacts | SupervisedFacts] = {}
     origins: dict[str, str] = {}
     for name, stage in stages.items():
@@ -261,16 +268,20 @@ def export(run_dir: str, out: str, *, role: str | None, step: int | None, progre
     from orchestrator.export import export_checkpoint, whole_folder
 
     folder = require_run(place_of_run(run_dir))
-    config = load_config(folder / CONFIG_FILE)
+    config = stored_config(folder)
     if isinstance(config, Pipeline):
         raise UserError(
             f"{folder} is a pipeline; allowed: one of its stages' folders: {', '.join(str(folder / name) for name in config.stages)}"
         )
-    with interruptible(), locked(folder):
+    with interruptible(), locked(folder, progress.note):
         steps = Checkpoints(folder, keep=1).steps()
         if not steps or (step is not None and step not in steps):
             raise UserError(
                 f"{folder} has checkpoints of the steps {steps}, got {step if step is not None else 'none'}"
             )
-        with whole_folder(Path(out).absolute()) as target, progress.log_to(folder / DRIVER_LOG):
+        with (
+            whole_folder(run_path(out, "OUT").absolute()) as target,
+            mirrored(folder) as here,
+            progress.log_to(here / DRIVER_LOG),
+        ):
             export_checkpoint(config, folder, step or steps[-1], role, target, progress)

@@ -208,7 +208,7 @@ class Launched:
                 if not seen:
                     raise UserError(
                         f"run.dir: {name} rank {rank} on {host} does not see {file}; allowed: a folder that all nodes of the cluster "
-                        "share, at the same path"
+                        "share, at the same path, or the URL of an object store that all of them reach"
                     )
 
     def load(self, starts: Mapping[str, Callable[[Any], Any]]) -> None:

@@ -6,49 +6,21 @@ stops. The digest covers token ids, rewards, advantages and updated parameters, 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from actors.algorithms.moments import Moments
-from actors.durable import make_folder, sync
-from actors.errors import PreceptorError, UserError
+from actors.errors import PreceptorError
+from actors.store import create_only, read_bytes, reason
 from actors.tasks import Busy, WaveSummary, WrittenFile
 
 FORMAT = 1
 ENTRY_NAME = re.compile(r"\d{8,}\.json")
-
-
-def create_only(path: Path, data: bytes) -> None:
-    """Writes a whole file that must not exist yet; FileExistsError where it does. Nobody ever sees half of it.
-
-    A hard link fails where the name is taken, which a rename would not.
-    """
-    make_folder(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o644)  # a temporary file is its owner's alone
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(name, path)
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
-            raise UserError(
-                f"run.dir: the file system of {path.parent} has no hard links, which make a step count once; allowed: one that has them"
-            ) from error
-        raise
-    finally:
-        os.unlink(name)
-    sync(path.parent)
 
 
 def num_committed(folder: Path) -> int:
@@ -169,11 +141,11 @@ class Ledger(Generic[Entry]):
         """Raises PreceptorError, naming the file, where it is missing or damaged."""
         path = self._path(step)
         try:
-            entry = self._entry_type.from_json(path.read_bytes())
+            entry = self._entry_type.from_json(read_bytes(path))
             if entry.step != step:
                 raise ValueError(f"it speaks of step {entry.step}")
         except OSError as error:
-            raise PreceptorError(f"ledger entry {path} can't be read: {error.strerror}") from error
+            raise PreceptorError(f"ledger entry {path} can't be read: {reason(error)}") from error
         except (ValueError, TypeError, KeyError) as error:
             raise PreceptorError(
                 f"ledger entry {path} is damaged: {error}. Put it back from a copy of the run"

@@ -12,13 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.durable import write_whole
 from actors.errors import UserError
-from configs.load import load_config
+from actors.store import is_local, read_bytes, require_listed, run_path, write_whole
 from configs.schema import Pipeline, Stage, stage_models
 from orchestrator.checkpoints import MANIFEST
 from orchestrator.plan import made_by
-from orchestrator.run_dir import CONFIG_FILE, DATA_FILE
+from orchestrator.run_dir import CONFIG_FILE, DATA_FILE, stored_config
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -27,6 +26,8 @@ LINEAGE_FILE = "lineage.json"
 FORMAT = 1
 PACKAGES = ("configs", "actors", "orchestrator")
 GIT_TIMEOUT_S = 10.0
+NO_RUNS = ("http://", "https://", "hf://")
+"""URLs under which no run keeps anything."""
 
 Lineage = dict[str, Any]
 """As the file holds it: stage, step, run_dir, config_sha256, data, models (each with its own lineage, where it has one), code, made."""
@@ -34,24 +35,21 @@ Lineage = dict[str, Any]
 
 def lineage_of(config: Stage, run_dir: Path, *, role: str, step: int) -> Lineage:
     """Of the model that `role` of the run in `run_dir` is after `step`, from what the run directory holds."""
-    fingerprint = json.loads((run_dir / DATA_FILE).read_bytes())["fingerprint"]
+    fingerprint = json.loads(read_bytes(run_dir / DATA_FILE))["fingerprint"]
     return {
         "format": FORMAT,
         "stage": config.stage,
         "role": role,
         "step": step,
         "run_dir": str(run_dir),
-        "config_sha256": hashlib.sha256((run_dir / CONFIG_FILE).read_bytes()).hexdigest(),
+        "config_sha256": hashlib.sha256(read_bytes(run_dir / CONFIG_FILE)).hexdigest(),
         "data": {
             "fingerprint": fingerprint,
             "sources": [
-                {"path": source.path, "lineage": _beside(Path(source.path))}
-                for source in (config.data, *config.data.mix)
+                {"path": source.path, "lineage": _beside(source.path)} for source in (config.data, *config.data.mix)
             ],
         },
-        "models": {
-            key: {"model": model, "lineage": _within(Path(model))} for key, model in stage_models(config).items()
-        },
+        "models": {key: {"model": model, "lineage": _of_model(model)} for key, model in stage_models(config).items()},
         "code": code_version(),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -68,12 +66,14 @@ def read_lineage(artefact: str) -> Lineage:
     Raises:
         UserError: where there is none, or it is damaged.
     """
-    path = Path(artefact).absolute()
+    path = run_path(artefact, "ARTEFACT").absolute()
+    if not is_local(path):
+        require_listed(path, key="ARTEFACT")
     if not path.exists():
         raise UserError(f"ARTEFACT: there is no {artefact!r}")
     if (path / MANIFEST).exists():
         return _of_run(path.parent.parent, step=int(path.name))
-    found = _within(path) if path.is_dir() else _beside(path)
+    found = _within(path) if path.is_dir() else _within(path.parent)
     if found is not None:
         return found
     if (path / CONFIG_FILE).exists():
@@ -84,7 +84,7 @@ def read_lineage(artefact: str) -> Lineage:
 
 
 def _of_run(run_dir: Path, *, step: int | None) -> Lineage:
-    config = load_config(run_dir / CONFIG_FILE)
+    config = stored_config(run_dir)
     if isinstance(config, Pipeline):
         stages = ", ".join(str(run_dir / name) for name in config.stages)
         raise UserError(f"{run_dir} is a pipeline; allowed: one of its stages' folders: {stages}")
@@ -100,7 +100,7 @@ def _last_step(run_dir: Path) -> int:
 def _within(folder: Path) -> Lineage | None:
     """The lineage that a folder holds."""
     try:
-        found = json.loads((folder / LINEAGE_FILE).read_bytes())
+        found = json.loads(read_bytes(folder / LINEAGE_FILE))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
@@ -110,8 +110,16 @@ def _within(folder: Path) -> Lineage | None:
     return found
 
 
-def _beside(file: Path) -> Lineage | None:
+def _beside(source: str) -> Lineage | None:
+    """Of a data file that lies in an export. Data of the web and of the hub has none."""
+    if source.startswith(NO_RUNS):
+        return None
+    file = run_path(source, "data.path")
     return _within(file.parent) if file.is_file() else None
+
+
+def _of_model(model: str) -> Lineage | None:
+    return None if model.startswith(NO_RUNS) else _within(run_path(model, "model"))
 
 
 def code_version() -> dict[str, str]:

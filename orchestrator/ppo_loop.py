@@ -12,6 +12,7 @@ from pathlib import Path
 
 from actors.algorithms.kl_controller import AdaptiveKLController, FixedKLController
 from actors.errors import PreceptorError
+from actors.store import entries
 from actors.tasks import ExperienceSummary, WaveSummary
 from actors.trainer import Trainer
 from configs.schema.ppo import AdaptiveKLConfig, KLConfig, PPOStage
@@ -284,7 +285,7 @@ def trajectory_folder(step: int) -> str:
 def remove_others(folder: Path, entry: LedgerEntry) -> None:
     """Removes what attempts at a step that were not committed have left beside its trajectories."""
     names = {Path(file.name).name for wave in entry.trajectory_files for file in wave}
-    for path in folder.iterdir():
+    for path in entries(folder):
         if path.name not in names:
             path.unlink()
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
-import socket
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from actors.errors import UserError
+from actors.local_files import scratch_of
 from actors.models.checks import architecture_differences
+from actors.store import create_only, empty, entries, is_local, read_bytes, require_listed, require_store, run_path
 from configs.errors import ConfigError
-from orchestrator.ledger import create_only, num_committed
+from configs.load import load_config
+from configs.schema import Config
+from orchestrator.ledger import num_committed
+from orchestrator.store_lock import announced, this_driver
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.json"
@@ -44,7 +48,7 @@ def new_run(path: str, config_text: str) -> Iterator[Path]:
     Raises:
         UserError: where it is occupied or can't be written.
     """
-    folder = Path(path).absolute()
+    folder = run_path(path).absolute()
     made = _make(folder)
     try:
         with locked(folder):
@@ -54,7 +58,7 @@ def new_run(path: str, config_text: str) -> Iterator[Path]:
                 yield folder
             except BaseException as error:
                 if _never_began(folder, error):
-                    _empty(folder)
+                    empty(folder)
                 raise
     finally:
         for created in made:
@@ -64,20 +68,22 @@ def new_run(path: str, config_text: str) -> Iterator[Path]:
 
 
 @contextmanager
-def existing_run(path: str) -> Iterator[Path]:
+def existing_run(path: str, note: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
     """The folder of an existing run, taken.
 
     Raises:
         UserError: where it holds none, or another driver works on it.
     """
     folder = require_run(path)
-    with locked(folder):
+    with locked(folder, note):
         yield folder
 
 
 def require_run(path: str) -> Path:
     """The folder of an existing run. UserError where it holds none."""
-    folder = Path(path).absolute()
+    folder = run_path(path, "RUN_DIR").absolute()
+    if not is_local(folder):
+        require_listed(folder, key="RUN_DIR")
     if not (folder / CONFIG_FILE).exists():
         raise UserError(
             f"{folder} holds no run: {CONFIG_FILE} is missing; allowed: the run.dir of an earlier `preceptor run`"
@@ -85,17 +91,39 @@ def require_run(path: str) -> Path:
     return folder
 
 
+def stored_config(folder: Path) -> Config:
+    """The config that a run keeps."""
+    if is_local(folder):
+        return load_config(folder / CONFIG_FILE)
+    with tempfile.TemporaryDirectory(prefix="preceptor-") as here:
+        copy = Path(here) / CONFIG_FILE
+        copy.write_bytes(read_bytes(folder / CONFIG_FILE))
+        return load_config(copy)
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Keeps other drivers out while the block runs, and ends with this process however it ends.
 
     A courtesy that tells the second driver at once. Where the file system has no locks, the ledger still fences it out at its first commit.
+    A store has none: there a file of this machine keeps out the machine's own drivers, and an object with signs of life the others'.
+    `note` is told of a wait.
 
     Raises:
         UserError: where another driver has the folder, or it can't be written.
     """
+    if is_local(folder):
+        with _locked_file(folder / LOCK_FILE, folder):
+            yield
+        return
+    with _locked_file(scratch_of(folder).with_suffix(".lock"), folder), announced(folder, folder / LOCK_FILE, note):
+        yield
+
+
+@contextmanager
+def _locked_file(lock: Path, folder: Path) -> Iterator[None]:
     try:
-        handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"{folder} can't be written ({error.strerror})") from error
     try:
@@ -109,7 +137,7 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # no locks here
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(handle, f"{this_driver()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -161,7 +189,7 @@ def _begun_with(path: Path, now: dict[str, Any]) -> dict[str, Any]:
     with suppress(FileExistsError):
         create_only(path, json.dumps(now).encode())
     try:
-        begun_with = json.loads(path.read_bytes())
+        begun_with = json.loads(read_bytes(path))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(begun_with, dict) or begun_with.keys() != now.keys():
@@ -212,6 +240,9 @@ def _leaves(value: Any, key: str = "") -> dict[str, Any]:
 
 def _make(folder: Path) -> list[Path]:
     """Makes the folder; those that were not there before, innermost first."""
+    if not is_local(folder):
+        require_store(folder)
+        return []
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +262,10 @@ def _make(folder: Path) -> list[Path]:
 
 
 def require_writable(folder: Path) -> None:
-    """UserError where `folder` could not be made or written. Writes nothing."""
+    """UserError where `folder` could not be made or written, as far as can be told without writing anything."""
+    if not is_local(folder):
+        require_listed(folder)
+        return
     there = next(one for one in (folder, *folder.parents) if one.exists() or one.is_symlink())
     if not there.is_dir():
         raise UserError(f"run.dir: {there} is not a folder; allowed: a new or empty folder")
@@ -240,7 +274,7 @@ def require_writable(folder: Path) -> None:
 
 
 def _require_empty(folder: Path, path: str) -> None:
-    if any(entry.name != LOCK_FILE for entry in folder.iterdir()):
+    if any(entry.name != LOCK_FILE for entry in entries(folder)):
         raise UserError(
             f"run.dir: {folder} is not empty; allowed: a new or empty folder. `preceptor resume {path}` continues a run"
         )
@@ -259,11 +293,3 @@ def _never_began(folder: Path, error: BaseException) -> bool:
     if num_committed(folder):
         return False
     return isinstance(error, UserError | ConfigError) or not any(folder.rglob(PLAN_FILE))
-
-
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.errors import PreceptorError
-from orchestrator.ledger import create_only
+from actors.store import create_only, is_local, read_bytes
 from orchestrator.lineage import code_version
 from orchestrator.machine import local_machine
 from orchestrator.run_dir import DONE_FILE, LOCK_FILE
+from orchestrator.store_lock import alive
 
 SESSIONS_FOLDER = "sessions"
 FORMAT = 1
@@ -153,6 +154,8 @@ def state_of(run_dir: Path, sessions: list[Session]) -> State:
 
 def _is_locked(run_dir: Path) -> bool:
     """Whether a driver has the folder. False where the file system has no locks."""
+    if not is_local(run_dir):
+        return alive(run_dir / LOCK_FILE)
     try:
         handle = os.open(run_dir / LOCK_FILE, os.O_RDONLY)
     except OSError:
@@ -174,7 +177,7 @@ def _path(run_dir: Path, number: int, what: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_bytes(path))
     except (OSError, ValueError) as error:
         raise PreceptorError(f"{path} can't be read: {error}") from error
     if not isinstance(found, dict) or found.pop("format", None) != FORMAT:

@@ -206,7 +206,7 @@ def launched_roles(
     try:
         with progress.phase("loading " + ", ".join(plan.roles)):
             launched.spawn(plan, specs)
-            if cluster_address(config.cluster) is not None and not isinstance(config, CompareConfig):
+            if not isinstance(config, CompareConfig):
                 launched.require_shared(run_dir / PLAN_FILE)
             starts = {name: specs[name].role_class.start for name in plan.roles}
             if isinstance(plan, PPOPlan) and plan.rollout_shares_gpu:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from actors.durable import write_whole
-from actors.errors import UserError
+from actors.errors import PreceptorError, UserError
+from actors.store import is_local, reason, require_listed, run_path, write_whole
 
 ALLOWED = "allowed: a file in a folder that can be written"
 
@@ -17,7 +17,10 @@ def check_target(path: str, option: str) -> Path:
     Raises:
         UserError: naming the option.
     """
-    target = Path(path).absolute()
+    target = run_path(path, option).absolute()
+    if not is_local(target):
+        require_listed(target.parent, key=option)
+        return target
     folder = next(one for one in target.parents if one.exists() or one.is_symlink())
     if target.is_dir():
         raise UserError(f"{option}: {target} is a folder; {ALLOWED}")
@@ -36,5 +39,7 @@ def write_target(target: Path, content: str | bytes, option: str) -> None:
     """
     try:
         write_whole(target, content.encode("utf-8", "replace") if isinstance(content, str) else content)
+    except PreceptorError as error:
+        raise UserError(f"{option}: {error}; {ALLOWED}") from error
     except OSError as error:
-        raise UserError(f"{option}: {target} can't be written ({error.strerror}); {ALLOWED}") from error
+        raise UserError(f"{option}: {target} can't be written ({reason(error)}); {ALLOWED}") from error

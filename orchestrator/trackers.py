@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from actors.errors import PreceptorError, UserError
+from actors.local_files import scratch_of
+from actors.store import create_only
 from configs.schema.run import RunConfig, TrackerName
-from orchestrator.ledger import create_only
 
 TENSORBOARD_FOLDER = "tensorboard"
 MLFLOW_FILE = "mlflow.db"
@@ -91,7 +92,7 @@ class TensorBoard:
 
         # what a killed driver wrote of steps that were never committed is hidden
         folder, suffix = (
-            str(tracked.run_dir / TENSORBOARD_FOLDER),
+            str(scratch_of(tracked.run_dir) / TENSORBOARD_FOLDER),
             f".{tracked.last_step}",
         )  # two files of one second would have one name
         self._writer = SummaryWriter(folder, purge_step=tracked.last_step + 1, filename_suffix=suffix)
@@ -116,7 +117,7 @@ class WeightsAndBiases:
             name=tracked.name,
             id=tracked.identity(),
             resume="allow",
-            dir=str(tracked.run_dir),
+            dir=str(scratch_of(tracked.run_dir)),
             config=dict(tracked.config),
         )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 
 from actors.algorithms.records import Experience, Trajectories, VersionSpan, cumulative
-from actors.durable import make_folder, sync
 from actors.errors import PreceptorError
+from actors.store import read_bytes, reason, write_whole
 from actors.tasks import WrittenFile
 
 TOKEN_COLUMNS = ("rewards", "old_logprobs", "reference_logprobs", "values", "advantages", "returns")
@@ -67,12 +66,7 @@ def write_experience(
     data = buffer.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
     path = path.with_stem(f"{path.stem}-{sha256[:12]}")
-    make_folder(path.parent)
-    new = path.with_suffix(f".new-{os.getpid()}")
-    new.write_bytes(data)
-    sync(new)
-    os.replace(new, path)
-    sync(path.parent)
+    write_whole(path, data)
     return WrittenFile(name=path.name, sha256=sha256, num_bytes=len(data))
 
 
@@ -86,10 +80,10 @@ def check_files(folder: Path, files: Sequence[WrittenFile]) -> list[Path]:
     for file in files:
         path = folder / file.name
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except OSError as error:
             raise PreceptorError(
-                f"{path} can't be read ({error.strerror}): the step can't be replayed without its trajectories"
+                f"{path} can't be read ({reason(error)}): the step can't be replayed without its trajectories"
             ) from error
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise PreceptorError(
@@ -105,7 +99,7 @@ def read_experience(paths: Sequence[Path], indices: Sequence[int]) -> Experience
     Raises:
         PreceptorError: where a trajectory is in none of them.
     """
-    table = pa.concat_tables([pq.read_table(path) for path in paths])
+    table = pa.concat_tables([pq.read_table(io.BytesIO(read_bytes(path))) for path in paths])
     places = {index: place for place, index in enumerate(table["index"].to_pylist())}
     if missing := [index for index in indices if index not in places]:
         raise PreceptorError(f"trajectories {missing} of the wave are in none of {[str(path) for path in paths]}")

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from actors.errors import UserError
+from actors.models.checks import name_for_libraries
 
 Tokenizer = Any
 """A transformers tokenizer, which has no types worth the import."""
@@ -27,8 +28,9 @@ def load_tokenizer(model: str) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
+    name = name_for_libraries(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model {model!r}: cannot load its tokenizer: {first_line}") from error
@@ -49,7 +51,7 @@ def end_token_ids(model: str, tokenizer: Tokenizer) -> tuple[int, ...]:
 
     ids = {int(tokenizer.eos_token_id)}
     try:
-        extra = GenerationConfig.from_pretrained(model).eos_token_id
+        extra = GenerationConfig.from_pretrained(name_for_libraries(model)).eos_token_id
     except OSError:  # a model need not have a generation config
         extra = None
     if extra is not None:

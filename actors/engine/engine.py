@@ -30,7 +30,9 @@ from actors.engine.residence import Residence
 from actors.engine.sharding import DTYPES, deepspeed_config, full_shape, gathered
 from actors.engine.state_files import read_states, write_states
 from actors.errors import NotFinite
+from actors.local_files import read_once
 from actors.models.wrapped import WrappedModel
+from actors.store import run_path
 from actors.tasks import WrittenFile
 from configs.schema.engine import EngineConfig, OptimizerConfig
 
@@ -207,7 +209,9 @@ class Engine:
         """Writes a Hugging Face folder, weights in the engine's dtype, with the tokenizer of the model `tokenizer_from`; rank 0 writes."""
         tensors = self.iter_full_parameters()
         if self._context.rank == 0:
-            write_folder(Path(folder), self._module.model, tensors, dtype=self._dtype, tokenizer_from=tokenizer_from)
+            write_folder(
+                run_path(str(folder)), self._module.model, tensors, dtype=self._dtype, tokenizer_from=tokenizer_from
+            )
         else:
             for _ in tensors:
                 pass
@@ -218,7 +222,7 @@ class Engine:
     def state_out(self, folder: str | Path) -> list[WrittenFile]:
         """Writes this rank's share of master weights, Adam's moments and step count; returns the files that this rank wrote."""
         assert self._states is not None, "a frozen model has no training state"
-        files = write_states(self._module.hf_parameters(), self._states, Path(folder))
+        files = write_states(self._module.hf_parameters(), self._states, run_path(str(folder)))
         dist.barrier()
         return files
 
@@ -229,8 +233,9 @@ class Engine:
             UserError: if the files are incomplete or of another model.
         """
         assert self._states is not None, "a frozen model has no training state"
-        read_states(self._module.hf_parameters(), self._states, Path(folder))
-        dist.barrier()
+        with read_once(run_path(str(folder))) as here:
+            read_states(self._module.hf_parameters(), self._states, here)
+            dist.barrier()
 
     # Memory
 

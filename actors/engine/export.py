@@ -13,7 +13,10 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from actors.durable import make_folder, sync, sync_tree
+from actors.durable import sync, sync_tree
+from actors.local_files import staged_folder
+from actors.models.checks import name_for_libraries
+from actors.store import is_local
 
 FILE_BYTES = 5 * 10**9
 
@@ -66,17 +69,18 @@ def write_folder(
 
     All of it is on disk when this returns.
     """
-    make_folder(folder)
-    writer = FolderWriter(folder)
-    for name, value in tensors:
-        writer.add(name, value)
-    writer.close()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_from)
-    tokenizer.save_pretrained(folder)
-    export_config(model, dtype=dtype, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
-    if model.can_generate() and model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
-    sync_tree(folder)
+    with staged_folder(folder) as here:
+        writer = FolderWriter(here)
+        for name, value in tensors:
+            writer.add(name, value)
+        writer.close()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name_for_libraries(tokenizer_from))
+        tokenizer.save_pretrained(here)
+        export_config(model, dtype=dtype, pad_token_id=tokenizer.pad_token_id).save_pretrained(here)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(here)
+    if is_local(folder):
+        sync_tree(folder)
 
 
 def export_config(model: Any, *, dtype: torch.dtype, pad_token_id: int | None) -> Any:

@@ -16,10 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from actors.durable import make_folder, sync
+from actors.durable import sync
 from actors.engine.optimizer_states import MOMENTS, OptimizerStates
 from actors.engine.sharding import full_shape
 from actors.errors import UserError
+from actors.local_files import staged_file
+from actors.store import is_local, make_folder
 from actors.tasks import WrittenFile
 
 FORMAT = "preceptor-training-state-1"
@@ -45,10 +47,9 @@ def write_states(
 
     def flush() -> None:
         if held:
-            path = folder / f"state-{rank:05d}-{len(files):05d}.safetensors"
-            save_file(held, path, metadata)
-            sync(path)
-            files.append(describe_file(path))
+            with staged_file(folder / f"state-{rank:05d}-{len(files):05d}.safetensors") as path:
+                save_file(held, path, metadata)
+                files.append(describe_file(path))
             held.clear()
 
     for name, parameter in parameters.items():
@@ -59,7 +60,8 @@ def write_states(
         if sum(tensor.nbytes for tensor in held.values()) >= file_bytes:
             flush()
     flush()
-    sync(folder)
+    if is_local(folder):
+        sync(folder)
     return files
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import UserError
+from actors.local_files import local_copy
+from actors.store import run_path
 
 # Settings that change logits after the head: log-probabilities from hidden states would be silently wrong.
 LOGIT_SETTINGS = {
@@ -32,13 +34,19 @@ ARCHITECTURE_KEYS = (
 )
 
 
+WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt")
+"""Files of a model that say what it is."""
+
+
 def resolve_folder(model: str, *, weights: bool = True) -> Path:
-    """The local folder of `model`; a name that is no folder is fetched from the Hugging Face hub into its cache, on wish without its
-    weights, which may take long.
+    """The local folder of `model`; a URL is downloaded into our cache, a name that is neither is fetched from the Hugging Face hub into
+    its cache; on wish without its weights, which may take long.
 
     Raises:
-        UserError: if it is neither.
+        UserError: if it is none of them.
     """
+    if "://" in model:
+        return local_copy(run_path(model, "model"), ("*",) if weights else WITHOUT_WEIGHTS)
     folder = Path(model)
     if folder.is_dir():
         return folder
@@ -48,10 +56,15 @@ def resolve_folder(model: str, *, weights: bool = True) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.jinja", "*.model", "*.txt"]
-        return Path(snapshot_download(model, allow_patterns=[*patterns, "*.safetensors"] if weights else patterns))
+        patterns = [*WITHOUT_WEIGHTS, "*.safetensors"] if weights else list(WITHOUT_WEIGHTS)
+        return Path(snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise UserError(f"model {model} is neither a local folder nor a model that the hub gives: {error}") from error
+
+
+def name_for_libraries(model: str, *, weights: bool = False) -> str:
+    """The model as transformers and vLLM are told it: they know folders and hub names, of URLs a copy."""
+    return str(resolve_folder(model, weights=weights)) if "://" in model else model
 
 
 def read_model_config(model: str | Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ class RunConfig(Section):
     """The run directory and what is kept in it."""
 
     dir: str = Field(min_length=1)
-    """Folder that holds everything the run makes; must be new or empty (`resume` continues one)."""
+    """Folder, or URL of an object store such as `s3://bucket/run`, that holds everything the run makes; must be new or empty (`resume`
+    continues one)."""
     seed: NonNegativeInt = 0
     """Source of every random choice."""
     deterministic: bool = False

@@ -68,10 +68,11 @@ def _register_runs(commands: Commands) -> None:
 def _runs(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise BadInput(f"--limit: got {arguments.limit}; allowed: a whole number of at least 1")
-    if arguments.sync is not None and not Path(arguments.sync).is_dir():
+    if arguments.sync is not None and "://" not in arguments.sync and not Path(arguments.sync).is_dir():
         raise BadInput(
             f"--sync: got {arguments.sync!r}, which is no folder; allowed: a run directory, or a folder with some"
         )
+    from actors.store import run_path
     from orchestrator.registry.listing import print_runs, runs_json
     from orchestrator.registry.lookup import needed
     from orchestrator.registry.select import Wanted, condition, select
@@ -90,10 +91,10 @@ def _runs(arguments: argparse.Namespace) -> None:
     out = console()
     with Registry(address, create=arguments.sync is not None) as registry:
         if arguments.sync is not None:
-            added = sync(registry, Path(arguments.sync).absolute())
+            added = sync(registry, run_path(arguments.sync, "--sync").absolute())
             if not arguments.json:
                 out.print(f"{added} run directories read into {address}", soft_wrap=True)
-        under = str(Path(arguments.under).absolute()) if arguments.under is not None else None
+        under = str(run_path(arguments.under, "--under").absolute()) if arguments.under is not None else None
         stages = arguments.stages or arguments.stage is not None
         found = select(registry.runs(stages=stages, stage=arguments.stage, under=under), wanted)
     if arguments.json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from orchestrator.commands import compare
 from orchestrator.commands.base import BadInput, Commands, add_config, check_run_dir, console
@@ -48,10 +47,10 @@ def _report(arguments: argparse.Namespace) -> None:
     from orchestrator.report.page import page
     from orchestrator.report.run import read_run
     from orchestrator.report.summary import print_summary
-    from orchestrator.targets import write_target
+    from orchestrator.targets import check_target, write_target
 
-    out = Path(arguments.out or Path(arguments.run_dir) / "report.html").absolute()
     found = read_run(arguments.run_dir)
+    out = check_target(arguments.out or f"{arguments.run_dir.rstrip('/')}/report.html", "--out")
     write_target(out, page(found), "--out")
     print_summary(found, out, console())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import PreceptorError, UserError
-from configs.load import load_config
+from actors.store import is_local, run_path
 from configs.schema import DATA_KEY, Config, Pipeline, Stage, stage_models
 from configs.schema.ppo import PPOStage
 from orchestrator.checkpoints import MANIFEST
@@ -30,6 +30,7 @@ from orchestrator.run_dir import (
     OVERRIDES_FILE,
     PLAN_FILE,
     require_run,
+    stored_config,
 )
 from orchestrator.sessions import Session, lock_digest, read_sessions, state_of
 
@@ -45,15 +46,14 @@ def read_runs(run_dir: Path) -> list[WholeRun]:
         PreceptorError: for a damaged file, naming it.
     """
     folder = require_run(str(run_dir))
-    config = load_config(folder / CONFIG_FILE)
+    config = stored_config(folder)
     if not isinstance(config, Pipeline):
         return [_whole(folder, config, part_of=_pipeline_of(folder))]
     above = _record(folder, config)
     stages = [
         _whole(folder / name, stage, part_of=above.id)
         for name in config.stages
-        if (folder / name / CONFIG_FILE).exists()
-        and not isinstance(stage := load_config(folder / name / CONFIG_FILE), Pipeline)
+        if (folder / name / CONFIG_FILE).exists() and not isinstance(stage := stored_config(folder / name), Pipeline)
     ]
     whole = replace(
         above,
@@ -65,6 +65,10 @@ def read_runs(run_dir: Path) -> list[WholeRun]:
 
 def find_runs(folder: Path) -> Iterator[Path]:
     """Run directories in a folder, itself included; a pipeline's stages belong to it."""
+    if not is_local(folder):
+        found = {config.parent for config in folder.glob(f"**/{CONFIG_FILE}")}
+        yield from sorted((one for one in found if found.isdisjoint(one.parents)), key=str)
+        return
     for place, names, files in os.walk(folder):
         names.sort()
         if CONFIG_FILE in files:
@@ -194,10 +198,10 @@ def _parents(config: Stage) -> list[dict[str, Any]]:
     named = {**stage_models(config), DATA_KEY: config.data.path, **mixed}
     found = []
     for key, path in named.items():
-        place = Path(path)
+        place = run_path(path, key)
         lineage = _json((place if place.is_dir() else place.parent) / LINEAGE_FILE) if place.exists() else None
         if lineage:
-            made_in = Path(lineage["run_dir"])
+            made_in = run_path(lineage["run_dir"])
             found.append(
                 {
                     "key": key,
@@ -248,7 +252,7 @@ def _pipeline_of(folder: Path) -> str | None:
     if not above.exists():
         return None
     with suppress(PreceptorError, UserError):
-        config = load_config(above)
+        config = stored_config(folder.parent)
         if isinstance(config, Pipeline) and folder.name in config.stages:
             return run_id_of(folder.parent)
     return None

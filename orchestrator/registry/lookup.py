@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from actors.errors import UserError
+from actors.store import run_path
 from orchestrator.registry.address import OPTION, VARIABLE, Address, address_of
 from orchestrator.registry.from_dir import read_runs
 from orchestrator.registry.records import WholeRun
@@ -18,8 +17,9 @@ def look_up(text: str, option: str | None) -> list[WholeRun]:
         UserError: there is none, or several ids begin so.
         PreceptorError: for a run directory with a damaged file.
     """
-    if Path(text).is_dir():
-        return read_runs(Path(text).absolute())
+    place = run_path(text, "RUN")
+    if place.is_dir():
+        return read_runs(place.absolute())
     with Registry(needed(option, f"RUN: got {text!r}, which is no folder"), create=False) as registry:
         found = registry.find(text)
         stages = registry.runs(stages=True, part_of=found.run.id)

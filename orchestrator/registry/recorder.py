@@ -97,7 +97,7 @@ class Recorder:
         opened = self._open.get(folder)
         if opened is None or opened.ended:
             return
-        with suppress(OSError):  # a full disk must not hide what ended the run
+        with suppress(OSError, PreceptorError):  # a full disk must not hide what ended the run
             end_session(folder, opened.session, state, error)
         with self._lock:
             opened.ended, opened.whole = True, True

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import PreceptorError
+from actors.store import read_bytes
 from configs.schema.rank import RankStage
 from orchestrator.wins import win_frac
 
@@ -109,7 +110,7 @@ def read_rankings(files: Iterable[Path]) -> tuple[RankedRow, ...]:
     rows = []
     for path in files:
         # not `splitlines`: what a model wrote may hold other line ends than those of the file
-        for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
+        for number, line in enumerate(read_bytes(path).removesuffix(b"\n").split(b"\n"), start=1):
             try:
                 rows.append(_row(json.loads(line)))
             except (ValueError, TypeError, KeyError) as error:

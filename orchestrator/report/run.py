@@ -11,7 +11,7 @@ from typing import Literal
 
 from actors.errors import PreceptorError
 from actors.reward_trainer import STATS_FILE, RewardEvaluation
-from configs.load import load_config
+from actors.store import read_bytes
 from configs.schema import Config, Pipeline, Stage
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
@@ -21,7 +21,15 @@ from orchestrator.lineage import LINEAGE_FILE, Lineage, read_lineage
 from orchestrator.report.answers import Comparison, RankedRow, compare, read_rankings
 from orchestrator.report.phases import seconds_by_phase
 from orchestrator.report.trajectories import EarlyAndLate, early_and_late, held_out_answers
-from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, EXPORT_FOLDER, PLAN_FILE, rankings_file, require_run
+from orchestrator.run_dir import (
+    CONFIG_FILE,
+    DONE_FILE,
+    EXPORT_FOLDER,
+    PLAN_FILE,
+    rankings_file,
+    require_run,
+    stored_config,
+)
 
 Points = tuple[tuple[int, float], ...]
 """(step, value), of the steps that have one."""
@@ -82,7 +90,7 @@ def read_run(path: str) -> RunReport:
         PreceptorError: for a damaged ledger, ranking or evaluation, naming the file.
     """
     run_dir = require_run(path)
-    config = load_config(run_dir / CONFIG_FILE)
+    config = stored_config(run_dir)
     if isinstance(config, Pipeline):
         stages = tuple(_read_stage(name, stage, run_dir / name) for name, stage in config.stages.items())
     else:
@@ -90,7 +98,7 @@ def read_run(path: str) -> RunReport:
     return RunReport(
         run_dir=run_dir,
         config=config,
-        config_text=(run_dir / CONFIG_FILE).read_text("utf-8"),
+        config_text=read_bytes(run_dir / CONFIG_FILE).decode("utf-8"),
         stages=stages,
         finished=(run_dir / DONE_FILE).exists(),
         comparison=compare([(s.name, s.config, s.rankings) for s in stages if isinstance(s.config, RankStage)]),
@@ -152,7 +160,7 @@ def _evaluation(path: Path) -> RewardEvaluation | None:
     if not path.exists():
         return None
     try:
-        return RewardEvaluation.from_json(json.loads(path.read_bytes()))
+        return RewardEvaluation.from_json(json.loads(read_bytes(path)))
     except (ValueError, TypeError, AttributeError) as error:
         raise PreceptorError(f"{path} is damaged: {error}") from error
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from actors.store import read_bytes
 from orchestrator.evaluation import Evaluation, read_answers
 from orchestrator.ledger import LedgerEntry
 from orchestrator.report.answers import SHOWN_PROMPTS, Answer, Exchange
@@ -82,15 +85,20 @@ def _prompt_ids(entry: LedgerEntry) -> list[str]:
     return [prompt_id for wave in entry.waves for prompt_id in wave.prompt_ids]
 
 
-def _exchanges(run_dir: Path, entry: LedgerEntry) -> dict[str, Exchange]:
-    """A step's prompts by id, each with its first answer, in the order of waves and places in them; none where a file is missing."""
+def _table(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(read_bytes(path)), columns=list(COLUMNS)).to_pylist()
+    return rows
+
+
+def _exchanges(run_dir: Path, entry: LedgerEntry) -> dict[str, Exchange]:
+    """A step's prompts by id, each with its first answer, in the order of waves and places in them; none where a file is missing."""
     paths = [run_dir / file.name for of_wave in entry.trajectory_files for file in of_wave]
     if not all(path.exists() for path in paths):
         return {}
     found: dict[str, Exchange] = {}
-    for row in (row for path in paths for row in pq.read_table(path, columns=list(COLUMNS)).to_pylist()):
+    for row in (row for path in paths for row in _table(path)):
         answer = Answer(source=f"step {entry.step}", text=row["response"], score=row["score"])
         found.setdefault(row["prompt_id"], Exchange(prompt=row["prompt"], answers=(answer,)))
     return found

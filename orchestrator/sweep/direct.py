@@ -10,12 +10,11 @@ from pathlib import Path
 from actors.errors import PreceptorError, UserError
 from configs.load import load_config
 from configs.schema import Config, Pipeline
-from orchestrator.jobs import Stopped
 from orchestrator.machine import local_cores, local_machine
 from orchestrator.plan import logical_cpus, make_plan
 from orchestrator.progress import quiet_process
 from orchestrator.ray_jobs import RayJobs, left_out
-from orchestrator.signals import interruptible, stop_between_steps
+from orchestrator.signals import Stopped, interruptible, stop_between_steps
 from orchestrator.sweep.records import LOG_FILE, SweepFolder, SweepSpec, Trial
 from orchestrator.sweep.results import (
     best_of,

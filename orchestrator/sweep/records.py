@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from actors.durable import write_whole
 from actors.errors import UserError
+from actors.store import create_only
 from configs.load import dump_config
 from configs.schema import Config
 from configs.yaml_file import read_yaml, write_yaml
-from orchestrator.ledger import create_only
 from orchestrator.run_dir import CONFIG_FILE, DONE_FILE, locked
 
 FORMAT = 1

@@ -10,9 +10,8 @@ import torch
 
 from actors.algorithms.records import Experience, Trajectories
 from actors.data.stored import check_files, write_experience
-from actors.durable import make_folder, sync_tree, write_whole
+from actors.durable import create_only, make_folder, sync_tree, write_whole
 from actors.engine.export import FolderWriter
-from orchestrator.ledger import create_only
 
 Syncs = list[tuple[int, frozenset[str]]]
 

@@ -13,8 +13,9 @@ import pytest
 
 from actors.algorithms.moments import Moments
 from actors.errors import PreceptorError
+from actors.store import create_only
 from actors.tasks import Busy, WaveSummary, WrittenFile
-from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, SupervisedEntry, create_only, digest_of
+from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, SupervisedEntry, digest_of
 
 
 def entry(step: int) -> LedgerEntry:

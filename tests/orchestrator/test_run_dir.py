@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from actors.errors import PreceptorError, UserError
+from actors.store import create_only
 from configs.errors import ConfigError
-from orchestrator.ledger import Ledger, SupervisedEntry, create_only
+from orchestrator.ledger import Ledger, SupervisedEntry
 from orchestrator.run_dir import existing_run, locked, new_run, require_writable, same_data, same_models, same_plan
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -143,7 +143,7 @@ def steps_committed(run_dir: Path) -> int:
 
 def digests(run_dir: Path) -> list[str]:
     """Of every committed step."""
-    entries = [json.loads(path.read_bytes()) for path in sorted((run_dir / "ledger").glob("[0-9]*.json"))]
+    entries = [json.loads(path.read_bytes()) for path in sorted((run_dir / "ledger").glob("[0-9]*.json"), key=str)]
     return [entry["digest"] for entry in entries]
 
 

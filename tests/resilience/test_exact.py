@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from actors.local_files import scratch_of
+from actors.store import read_bytes
+from orchestrator.cli import main
+from tests.object_store import bucket, s3_server
 from tests.resilience.runs import (
     START_S,
     Driver,
@@ -25,6 +29,7 @@ from tests.resilience.runs import (
     resumed,
     started,
     steps_committed,
+    until,
 )
 
 STEPS = 6
@@ -107,6 +112,50 @@ def test_the_best_evaluation_is_exported(project: Path) -> None:
         finish(driver)
     exported = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
     assert exported == weights(project / "disturbed")
+
+
+def test_a_run_in_an_object_store_is_the_same(project: Path, reference: Path) -> None:
+    """In an S3 bucket: another driver is kept out, the driver is killed, the run goes on with the ledger's weights and ends with the
+    digests of one in a folder; what it made is read from there."""
+    with s3_server():
+        run_dir = bucket("runs/exact")
+        config = ppo_config(data={"max_rows": 8, "held_out_rows": 2}, evaluation={"every": 3})
+        with started(project, run_dir, config) as driver:
+            until(
+                lambda: driver.process.poll() is not None or steps_committed(run_dir) >= 2,
+                "2 steps",
+                timeout_s=START_S,
+                every_s=0.05,
+            )
+            # it stands still, and has the run all the same
+            driver.process.send_signal(signal.SIGSTOP)
+            stopped_at = steps_committed(run_dir)
+            with resumed(project, run_dir) as second:
+                assert second.ended(timeout_s=START_S) == 2
+                assert f"preceptor: {run_dir} is in use by process {driver.process.pid} on" in second.output
+            assert steps_committed(run_dir) == stopped_at < STEPS
+            driver.process.kill()
+            driver.nothing_left()
+        with resumed(project, run_dir) as driver:
+            finish(driver)
+        assert f"step {stopped_at + 1}/{STEPS}" in driver.output
+        assert f"step {stopped_at}/{STEPS}" not in driver.output
+        assert digests(run_dir) == digests(reference)
+        assert controllers(run_dir) == controllers(reference)
+        assert kept(run_dir) == kept(reference) == [3, STEPS]
+        ours, theirs = (sorted(path.name for path in one.iterdir()) for one in (run_dir, reference))
+        assert [name for name in theirs if name != "driver.lock"] == ours
+        assert hashlib.sha256(read_bytes(run_dir / "export/model.safetensors")).hexdigest() == weights(reference)
+        assert read_bytes(run_dir / "logs/policy-0.log").count(b"Loading weights: 100%") == 2, "of both drivers"
+        assert not any(scratch_of(run_dir).iterdir()), "nothing of it stays on this machine"
+
+        out = project / "from-store"
+        with Driver(project, run_dir, "export", str(run_dir), str(out)) as driver:
+            finish(driver)
+        assert hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest() == weights(reference)
+        assert main(["report", str(run_dir)]) == 0
+        assert b"<html" in read_bytes(run_dir / "report.html")
+        assert main(["lineage", f"{run_dir}/export"]) == 0
 
 
 def kept(run_dir: Path) -> list[int]:
