@@ -202,7 +202,7 @@ def _engine() -> list[Figure]:
             unit="GiB",
             published=3.81,
             predicted=capacity.kv_cache_bytes / GIB,
-            note="ours assumes 3 GiB beside weights and cache; there 2.4 GiB",
+            note="ours assumes 2.75 GiB beside weights and cache; there 2.4 GiB",
         ),
         Figure(
             what="Llama-3.1-8B: sequences of 20,000 tokens in that cache",

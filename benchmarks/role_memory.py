@@ -1,7 +1,8 @@
 """What a rank of a trained role really holds, against what `preceptor plan` predicts: real DeepSpeed ranks on CPU, joined by gloo.
 
 Each rank is a process of its own, forked from one that has imported the libraries, so that only what the rank makes is counted: the growth
-of its resident memory since before its model was loaded, and the most of it (VmHWM, reset before each phase). Freed blocks are handed back
+of its resident memory since before its model was loaded, and the most of it (VmHWM, reset before each phase). The same was done once
+with a tiny model before, so that what libraries keep after their first use is not counted as the model's. Freed blocks are handed back
 to the system at once. `python -m benchmarks.role_memory` writes the table.
 """
 
@@ -13,13 +14,13 @@ import gc
 import multiprocessing
 import os
 import socket
+import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -90,14 +91,16 @@ QUICK = (CASES[0], CASES[5], CASES[9])
 """What a test measures again: three stages, both types."""
 
 
-def make_model(folder: Path) -> Path:
-    """50 million parameters, random weights."""
-    return make_small_model(folder, vocab_size=8192, hidden_size=512, num_layers=16)
+def make_models(folder: Path) -> Path:
+    """`model` of 50 million parameters and `tiny`, random weights, in `folder`."""
+    make_small_model(folder / "model", vocab_size=8192, hidden_size=512, num_layers=16)
+    make_small_model(folder / "tiny", vocab_size=1024, hidden_size=64, num_layers=1)
+    return folder
 
 
 def predicted(folder: Path, case: Case) -> dict[str, float]:
     """Bytes of one rank by phase, without what its process holds before the model."""
-    shape = find_model(str(folder)).shape
+    shape = find_model(str(folder / "model")).shape
     model = TrainedModel(
         role="policy", shape=shape, scalar=False, engine=case.engine, num_ranks=case.num_ranks, device="cpu"
     )
@@ -167,42 +170,42 @@ def _serve(pipe: Connection, rank: int, port: int, folder: Path, case: Case) -> 
 
 
 def _measured(context: RankContext, folder: Path, case: Case) -> dict[str, float]:
-    from actors.engine.distributed import join_process_group
-    from actors.engine.engine import Engine
-    from actors.models.causal_lm import load_policy
-
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
-    join_process_group(context)
-    _warm_up()
+    _Work(context, folder / "tiny", case).update()  # what libraries make at their first use is not the model's
+    gc.collect()
     before = _status("VmRSS")
-    module = load_policy(str(folder), case.engine, device="cpu")
-    engine = Engine(module, engine=case.engine, optimizer=OptimizerConfig(), context=context)
-    batch = _batch(case.lengths)
-
-    def loss(_index: int, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return -outputs[0].sum() / len(batch.tokens), {}
-
-    def score() -> Any:
-        return engine.forward(batch, temperature=1.0, with_entropy=False)
-
-    def update() -> None:
-        engine.forward_backward([batch, batch], loss, temperature=1.0, with_entropy=True)
-        engine.step(1e-5)
-
-    update()
-    peaks = {"score": _peak_of(score) - before, "update": _peak_of(update) - before}
+    work = _Work(context, folder / "model", case)
+    work.update()
+    peaks = {"score": _peak_of(work.score) - before, "update": _peak_of(work.update) - before}
     gc.collect()
     return {"resident": _status("VmRSS") - before, **peaks}
 
 
-def _warm_up() -> None:
-    """Has the libraries make what they keep: thread pools, kernels."""
-    weight = torch.randn(256, 256, requires_grad=True)
-    (torch.randn(64, 256) @ weight).softmax(-1).sum().backward()
-    gc.collect()
+class _Work:
+    """What a rank of the policy does with its model."""
+
+    def __init__(self, context: RankContext, folder: Path, case: Case) -> None:
+        from actors.engine.distributed import join_process_group
+        from actors.engine.engine import Engine
+        from actors.models.causal_lm import load_policy
+
+        join_process_group(context)
+        module = load_policy(str(folder), case.engine, device="cpu")
+        self.engine = Engine(module, engine=case.engine, optimizer=OptimizerConfig(), context=context)
+        self.batch = _batch(case.lengths)
+
+    def score(self) -> None:
+        self.engine.forward(self.batch, temperature=1.0, with_entropy=False)
+
+    def update(self) -> None:
+        def loss(_index: int, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            return -outputs[0].sum() / len(self.batch.tokens), {}
+
+        self.engine.forward_backward([self.batch, self.batch], loss, temperature=1.0, with_entropy=True)
+        self.engine.step(1e-5)
 
 
-def _peak_of(phase: Any) -> int:
+def _peak_of(phase: Callable[[], None]) -> int:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts from here
     phase()
@@ -230,6 +233,7 @@ def compare(folder: Path, cases: Sequence[Case]) -> Table:
         expected, found = predicted(folder, case), measure(folder, case)
         cells = [f"{expected[p] / MIB:.0f} / {found[p] / MIB:.0f} ({expected[p] / found[p] - 1:+.0%})" for p in PHASES]
         rows.append((case.name, *cells))
+        print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
     return Table(title="Ranks of the policy on CPU", columns=("case", *PHASES), rows=tuple(rows), note=NOTE)
 
 
@@ -237,7 +241,7 @@ def main() -> None:
     """The table as Markdown, on stdout."""
     argparse.ArgumentParser(prog="benchmarks.role_memory", description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(compare(make_model(Path(folder) / "model"), CASES).markdown())
+        print(compare(make_models(Path(folder)), CASES).markdown())
 
 
 if __name__ == "__main__":

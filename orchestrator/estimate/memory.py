@@ -27,8 +27,8 @@ from orchestrator.plan_records import RolePlan, SyncChannel
 GIB, MIB = 1024**3, 1024**2
 BILLION = 10**9
 
-CUDA_PROCESS_BYTES = 1.0 * GIB
-"""Assumed: context, kernels, cuBLAS and NCCL of one process on its GPU."""
+CUDA_PROCESS_BYTES = 0.75 * GIB
+"""Assumed: context, kernels, cuBLAS and NCCL of one process on its GPU. vLLM reports 0.35 GiB without NCCL (its issue 10517, RTX 3090)."""
 HOST_PROCESS_BYTES = 2.5 * GIB
 """Assumed: a process of a rank on a GPU, in the node's memory: Python, torch, CUDA's libraries."""
 CPU_PROCESS_BYTES = 0.4 * GIB
@@ -173,8 +173,8 @@ def _gathered(model: TrainedModel) -> tuple[Item, ...]:
     """Under ZeRO-3 parameters that are used again soon stay whole, up to a billion; and the layer at work."""
     if model.engine.zero_stage != 3 or model.num_ranks == 1:
         return ()
-    largest = max(model.shape.largest_layer_params, model.shape.vocab_size * model.shape.hidden_size)
-    live = min(model.params, max(LIVE_ELEMENTS, 2 * largest))
+    at_work = model.shape.largest_layer_params + model.shape.vocab_size * model.shape.hidden_size
+    live = min(model.params, max(LIVE_ELEMENTS, at_work))
     return (_item("gathered", model.bytes_per_param * live, f"{_count(live)} parameters whole at once"),)
 
 
@@ -210,7 +210,8 @@ def _begin_of_backward(model: TrainedModel) -> tuple[Item, ...]:
     ]
     if not model.scalar:
         items.append(_item("logits", logits_bytes(shape, engine, tokens, backward=True), _chunk_note(model)))
-    return (*_gathered(model), *items, *_accumulated(model), *_buckets(model))
+    # the head's gradient is counted with the logits; no other is on its way yet
+    return (*_gathered(model), *items, *_accumulated(model), *_buckets(model, largest=model.scalar))
 
 
 def _end_of_backward(model: TrainedModel) -> tuple[Item, ...]:
@@ -225,7 +226,7 @@ def _end_of_backward(model: TrainedModel) -> tuple[Item, ...]:
         items.append(
             _item("gradients of a micro-batch", d * params / ranks, f"{_count(params)} x {d} bytes / {ranks} ranks")
         )
-    return (*_gathered(model), *items, *_buckets(model))
+    return (*_gathered(model), *items, *_buckets(model, largest=True))
 
 
 def _accumulated(model: TrainedModel) -> tuple[Item, ...]:
@@ -241,15 +242,16 @@ def _accumulated(model: TrainedModel) -> tuple[Item, ...]:
     return ()
 
 
-def _buckets(model: TrainedModel) -> tuple[Item, ...]:
-    """Gradients on their way to other ranks; a parameter larger than a bucket goes alone. Stage 3's bucket is there for good."""
-    stage, largest = model.engine.zero_stage, 4 * model.shape.largest_tensor
-    if stage in (0, 1):
+def _buckets(model: TrainedModel, *, largest: bool) -> tuple[Item, ...]:
+    """Gradients on their way to other ranks; the `largest` parameter's is larger than a bucket and goes alone. Stage 3's bucket is there
+    for good."""
+    stage, alone = model.engine.zero_stage, 4 * model.shape.largest_tensor if largest else 0
+    if stage in (0, 1) or (stage == 3 and not largest):
         return ()
     if stage == 3:
-        return (_item("gradient of a layer", largest, "the largest parameter's"),)
+        return (_item("gradient of a layer", alone, "the largest parameter's"),)
     bucket = min(4 * BUCKET_ELEMENTS[model.device], 4 * model.params) * (2 if model.device == "cuda" else 1)
-    return (_item("buckets", bucket + largest, "gradients on their way to other ranks"),)
+    return (_item("buckets", bucket + alone, "gradients on their way to other ranks"),)
 
 
 def _step(model: TrainedModel) -> tuple[Item, ...]:

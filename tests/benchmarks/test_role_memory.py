@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.role_memory import PHASES, QUICK, Case, make_model, measure, predicted
+from benchmarks.role_memory import PHASES, QUICK, Case, make_models, measure, predicted
 
 TOLERANCE = 0.15
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("role-memory") / "model")
+    return make_models(tmp_path_factory.mktemp("role-memory"))
 
 
 @pytest.mark.slow

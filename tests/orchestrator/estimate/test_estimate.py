@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,34 @@ def test_groups_of_their_own_never_sleep(config: Path) -> None:
     assert sync.note == "policy works, critic works, reference waits"
 
 
+def test_groups_of_different_gpus_are_held_against_their_own(config: Path) -> None:
+    found, _ = estimated(config, "rollout.group=engines", "cluster.groups.engines.gpu=l40s")
+    assert {name: group.gpu for name, group in found.groups.items()} == {"all": "h100-80gb", "engines": "l40s"}
+    assert found.groups["engines"].limit_bytes == pytest.approx(44.3 * GIB)
+    # 0.4 of its own GPU is what the engine takes
+    assert found.roles["rollout"].resident_bytes == pytest.approx(0.4 * 44.3 * GIB)
+
+
+def test_stage_rank_has_engines_alone(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        """\
+stage: rank
+run: {dir: runs/r}
+cluster: {device: cuda, gpu: a100-80gb, address: auto}
+data: {path: p.jsonl}
+policy: {model: Qwen/Qwen3-8B}
+rollout: {dtype: bf16, responses_per_prompt: 4}
+annotator: {function: "examples.bandit:pays"}
+""",
+        "utf-8",
+    )
+    found, _ = estimated(path)
+    assert set(found.roles) == {"rollout"} and set(found.groups) == {"rollout"}
+    assert [phase.name for phase in found.groups["rollout"].phases] == ["generate"]
+    assert found.engines["rollout"].sequences > 1
+
+
 def test_a_machine_holds_all_ranks(config: Path) -> None:
     overrides = (
         *("cluster.device=cpu", "cluster.address=null", "cluster.num_cpus=1", "rollout.kv_cache_gib=2.0"),
@@ -172,7 +200,7 @@ def test_what_does_not_fit_is_refused_with_every_number(config: Path) -> None:
         "GiB a GPU in phase update (policy ",
         "optimizer 11.5",
         "masters 5.8",
-        "rollout 1.0, asleep",
+        "rollout 0.8, asleep",
         "; allowed: 22.0 GiB, what a l4 has",
     ):
         assert part in problems[0], (part, problems[0])
@@ -188,7 +216,7 @@ def test_refusal_ends_with_the_best_suggestions(config: Path) -> None:
 
 
 def test_engine_without_room_for_one_sequence_is_refused(config: Path) -> None:
-    text = refused(config, "cluster.gpu=l4", "rollout.gpu_memory_frac=0.26", "rollout.group=engines")
+    text = refused(config, "cluster.gpu=l4", "rollout.gpu_memory_frac=0.25", "rollout.group=engines")
     assert "rollout.gpu_memory_frac: leaves 0.0 GiB of key-value cache, " in text
     assert "; allowed: room for at least one: 28 KiB a token" in text
 
@@ -285,23 +313,20 @@ def test_plan_answers_within_two_seconds_without_torch_or_ray(config: Path) -> N
         "print([m for m in ('torch', 'ray', 'transformers', 'vllm', 'deepspeed', 'huggingface_hub') if m in sys.modules], file=sys.stderr);"
         "sys.exit(code)"
     )
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", code, "plan", str(config)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        times.append(time.monotonic() - started)
-        assert (done.returncode, done.stderr.strip()) == (0, "[]")
-        if times[-1] < 2:
-            break
-    assert min(times) < 2, times
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", str(config)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (done.returncode, done.stderr.strip()) == (0, "[]")
+    # of this process alone: a clock would also count what else the machine does
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 # ------------------------------------------------------------------------------------------------------------ model files
