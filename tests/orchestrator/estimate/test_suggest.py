@@ -95,7 +95,7 @@ def test_an_engine_whose_cache_holds_no_sequence_gets_more_memory() -> None:
     before = estimated(H100, "rollout.gpu_memory_frac=0.2")
     assert before.time is None
     assert any("does not hold one longest sequence" in text for text in before.unknown)
-    assert before.suggestions[0].change == "rollout.gpu_memory_frac=0.3"
+    assert before.suggestions[0].change == "rollout.gpu_memory_frac=0.4"  # 0.3 would do, and is slower
     assert of(before.suggestions[0], H100).time is not None
 
 
