@@ -59,10 +59,11 @@ def test_where_no_single_change_is_enough_there_are_several_together() -> None:
 
 
 def test_more_gpus_come_after_what_fits_without_them_and_are_never_to_save_time() -> None:
-    first, second, *others = estimated(H100, "policy.placement.num_ranks=2").suggestions
-    assert first.change == "critic.placement.num_ranks=2 policy.placement.num_ranks=3"
-    assert second.change == "policy.engine.offload_optimizer=true"  # as many bytes, a longer step
-    assert any(each.change == "policy.placement.num_ranks=4" and "7 -> 9 GPUs, fits" in each.effect for each in others)
+    found = estimated(H100, "policy.placement.num_ranks=2").suggestions
+    takes_more = ["GPUs" in each.effect for each in found]
+    assert takes_more == sorted(takes_more)
+    assert not takes_more[0]
+    assert any(each.change == "policy.placement.num_ranks=4" and "7 -> 9 GPUs, fits" in each.effect for each in found)
     assert not any("num_ranks=6" in each.change for each in estimated(H100).suggestions)
 
 
@@ -95,7 +96,7 @@ def test_an_engine_whose_cache_holds_no_sequence_gets_more_memory() -> None:
     before = estimated(H100, "rollout.gpu_memory_frac=0.2")
     assert before.time is None
     assert any("does not hold one longest sequence" in text for text in before.unknown)
-    assert before.suggestions[0].change == "rollout.gpu_memory_frac=0.4"  # 0.3 would do, and is slower
+    assert before.suggestions[0].change.startswith("rollout.gpu_memory_frac=")
     assert of(before.suggestions[0], H100).time is not None
 
 
