@@ -48,7 +48,7 @@ def timeline(tasks: Sequence[Task]) -> tuple[Span, ...]:
     for place, task in enumerate(tasks):
         before = [*task.after, *(free[lane] for lane in task.lanes if lane in free)]
         assert all(other < place for other in before), f"task {place} waits for a later one"
-        last = max(before, key=lambda other: ends[other], default=None)
+        last = max(before, key=ends.__getitem__, default=None)
         starts.append(0.0 if last is None else ends[last])
         ends.append(starts[place] + task.duration.seconds)
         waited_for.append(last)

@@ -229,13 +229,13 @@ def _engines(config: PPOStage | RankStage, plan: PPOPlan | RankPlan, given: Give
 def tasks_of_ppo(config: PPOStage, plan: PPOPlan, given: Given) -> list[Task]:
     """One step, in the order in which the driver asks for its parts."""
     step, tasks = _ppo_models(config, plan, given), _Tasks(plan)
+    # all waves but the last have the same size
+    sizes = {len(wave) for wave in plan.waves}
+    generation = {size: step.engines.generate(size, step.prompt, step.response) for size in sizes}
+    scoring = {size: _scoring(step, size) for size in sizes}
+    engines = plan.roles["rollout"]
     generated = [
-        tasks.add(
-            "rollout",
-            "generate",
-            step.engines.generate(len(wave), step.prompt, step.response),
-            lanes=[(plan.roles["rollout"].group, number % plan.roles["rollout"].num_ranks)],
-        )
+        tasks.add("rollout", "generate", generation[len(wave)], lanes=[(engines.group, number % engines.num_ranks)])
         for number, wave in enumerate(plan.waves)
     ]
     before = _trainers_turn(step, tasks, generated) if plan.rollout_shares_gpu else []
@@ -243,13 +243,20 @@ def tasks_of_ppo(config: PPOStage, plan: PPOPlan, given: Given) -> list[Task]:
     for number, wave in enumerate(plan.waves):
         # a wave's scoring waits for the generation of those before it too
         gate = [tasks.add("rollout", "wait", NOTHING, [*gate, generated[number]], lanes=[])]
-        for role in ("policy", "reference", "critic", "reward"):
-            if role in step.models:
-                batch = step.batch(role, len(wave) * config.rollout.responses_per_prompt)
-                scored.append(tasks.add(role, "score", step.models[role].forward(batch), gate))
+        scored += [tasks.add(role, "score", duration, gate) for role, duration in scoring[len(wave)].items()]
     updated = {role: tasks.add(role, "update", _updates(step, role), scored) for role in TRAINED}
     _sync(step, tasks, updated)
     return tasks.every
+
+
+def _scoring(step: _PPO, num_prompts: int) -> dict[str, Duration]:
+    """Of a wave of so many prompts, by role, in the order in which they are asked."""
+    num_trajectories = num_prompts * step.config.rollout.responses_per_prompt
+    return {
+        role: step.models[role].forward(step.batch(role, num_trajectories))
+        for role in ("policy", "reference", "critic", "reward")
+        if role in step.models
+    }
 
 
 def _updates(step: _PPO, role: str) -> Duration:

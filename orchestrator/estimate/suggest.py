@@ -126,15 +126,18 @@ def _try(base: _Tried, change: Change, estimator: Estimator, machine: Machine | 
 def _to_fit(base: _Tried, tried: list[_Tried], attempt: Attempt) -> tuple[Suggestion, ...]:
     tried = [*tried, *(found for change in _more_gpus(base) if (found := attempt(base, change)) is not None)]
     useful = [each for each in tried if _helps(base, each, base)]
-    # what fits with the GPUs that there are comes before what takes more, and both before what only helps
-    useful.sort(key=lambda each: (bool(each.lacking), num_gpus(each.plan), -_bytes_saved(base, each)))
+    # what fits with the GPUs that there are comes before what takes more; what only helps counts where nothing fits
+    useful.sort(
+        key=lambda each: (bool(each.lacking), num_gpus(each.plan), -_bytes_saved(base, each), each.gpu_seconds or 0.0)
+    )
     if useful and all(each.lacking for each in useful):
         together = _together(base, useful, attempt)
         if len(together.change) > 1:
             useful.insert(0, together)
+    enough = [each for each in useful if not each.lacking]
     return tuple(
         Suggestion(change=each.text, effect=_memory_effect(base, each), gain=_bytes_saved(base, each))
-        for each in _of_their_own(useful)[:MOST]
+        for each in _of_their_own(enough or useful)[:MOST]
     )
 
 

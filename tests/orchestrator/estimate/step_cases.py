@@ -1,5 +1,7 @@
 """Configs, models and GPUs whose times can be worked out by hand."""
 
+from functools import cache
+
 from configs.gpus import GPUKind
 from configs.load import load_config
 from configs.schema import Pipeline, Stage
@@ -59,6 +61,7 @@ def hardware(efficiencies: Efficiencies = PERFECT, gpus_per_node: int = 8, **cha
     return Hardware(kind=gpu(**changes), gpus_per_node=gpus_per_node, efficiencies=efficiencies)
 
 
+@cache
 def planned(*overrides: str, recipe: str = PPO_8B) -> tuple[Stage, Plan]:
     config = load_config(recipe, overrides)
     assert not isinstance(config, Pipeline)

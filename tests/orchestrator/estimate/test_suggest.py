@@ -1,5 +1,6 @@
 """Suggestions: each is tried, so what it says of its effect must be what planning and estimating the changed config gives."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ H100 = "cluster.gpu=h100-80gb"
 HEAVY = ("policy.engine.activation_checkpointing=false", "critic.engine.activation_checkpointing=false")
 
 
+@cache
 def estimated(*overrides: str, recipe: str = PPO_8B, lengths: Lengths | None = None) -> Estimate:
     config = load_config(recipe, overrides)
     plans = {name: make_plan(stage, None) for name, stage in stages_of(config).items()}
@@ -35,25 +37,34 @@ def of(suggestion: Suggestion, *overrides: str) -> Estimate:
     return estimated(*overrides, *suggestion.change.split(" "))
 
 
-def test_what_does_not_fit_gets_changes_that_save_the_bytes_they_say() -> None:
+def test_what_does_not_fit_gets_changes_that_make_it_fit() -> None:
     before = estimated(H100, *HEAVY)
     assert lacking(before) > 0
-    best = before.suggestions[0]
-    assert "fits" in best.effect
-    assert lacking(of(best, H100, *HEAVY)) == 0
+    assert len(before.suggestions) > 1
     for suggestion in before.suggestions:
-        after = lacking(of(suggestion, H100, *HEAVY))
-        assert lacking(before) - after == pytest.approx(suggestion.gain)
-        assert ("fits" in suggestion.effect) == (after == 0)
-        assert "fits" in suggestion.effect or "too much" in suggestion.effect
+        assert "fits" in suggestion.effect
+        assert lacking(of(suggestion, H100, *HEAVY)) == 0
+        assert suggestion.gain == pytest.approx(lacking(before))
 
 
-def test_several_changes_together_where_none_alone_makes_it_fit() -> None:
-    small = ("cluster.gpu=l40s", *HEAVY)
+def test_where_no_single_change_is_enough_there_are_several_together() -> None:
+    """On 40 GB not even the frozen models' GPU has room for both."""
+    small = ("cluster.gpu=a100-40gb", "reference.engine.dtype=fp32", *HEAVY)
     before = estimated(*small)
     best = before.suggestions[0]
     assert best.change.count("=") > 1
-    assert lacking(of(best, *small)) < min(lacking(of(each, *small)) for each in before.suggestions[1:])
+    saved = [lacking(before) - lacking(of(each, *small)) for each in before.suggestions]
+    assert saved == pytest.approx([each.gain for each in before.suggestions])
+    assert saved[0] == max(saved)
+
+
+def test_more_gpus_come_after_what_fits_without_them_and_are_never_to_save_time() -> None:
+    found = estimated(H100, "policy.placement.num_ranks=2").suggestions
+    takes_more = ["GPUs" in each.effect for each in found]
+    assert takes_more == sorted(takes_more)
+    assert not takes_more[0]
+    assert any(each.change == "policy.placement.num_ranks=4" and "7 -> 9 GPUs, fits" in each.effect for each in found)
+    assert not any("num_ranks=6" in each.change for each in estimated(H100).suggestions)
 
 
 def test_what_fits_gets_changes_that_save_the_seconds_they_say() -> None:
@@ -85,7 +96,7 @@ def test_an_engine_whose_cache_holds_no_sequence_gets_more_memory() -> None:
     before = estimated(H100, "rollout.gpu_memory_frac=0.2")
     assert before.time is None
     assert any("does not hold one longest sequence" in text for text in before.unknown)
-    assert before.suggestions[0].change == "rollout.gpu_memory_frac=0.3"
+    assert before.suggestions[0].change.startswith("rollout.gpu_memory_frac=")
     assert of(before.suggestions[0], H100).time is not None
 
 
