@@ -29,7 +29,7 @@ from configs.schema.ppo import PPOStage
 from orchestrator.batching import Balancer
 from orchestrator.ledger import create_only
 from orchestrator.metrics import mean
-from orchestrator.ppo_step import PPOStep, speaking_of
+from orchestrator.ppo_step import PPOStep, holders, speaking_of
 from orchestrator.wins import win_frac
 
 EVALUATIONS_FOLDER = "evaluations"
@@ -175,9 +175,10 @@ class HeldOut:
     def _appraise(self, step: int, wave: _WaveUnderWay) -> list[Call]:
         """Every rank of the critic sums up some of the wave's answers, with the columns that speak of these."""
         _, weights = self.steps.scorers()
+        holder = {role: holders(wave.shards[role]) for role in wave.by_role}
         orders = []
         for rank, shard in enumerate(wave.shards["critic"]):
-            columns = {role: speaking_of(shard, wave.shards[role], calls) for role, calls in wave.by_role.items()}
+            columns = {role: speaking_of(shard, holder[role], calls) for role, calls in wave.by_role.items()}
             reference = columns.pop("reference", [])
             order = AppraisalOrder(
                 score_weights=weights,

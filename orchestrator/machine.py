@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.plan_records import Machine
 
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 """A container's CPU limit (cgroup v2): `quota period`, or `max period` where there is none."""
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""A container's memory limit (cgroup v2) in bytes, or `max`."""
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 """One folder for each GPU that the driver knows."""
 
@@ -32,3 +35,13 @@ def local_cores() -> int:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
+def local_memory_bytes() -> int | None:
+    """Memory of this machine, or less where a container's limit says so; None where the system does not tell."""
+    found = []
+    with suppress(OSError, ValueError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # `max`: no limit
+        found.append(int(MEMORY_LIMIT.read_text()))
+    return min(found, default=None)

@@ -8,7 +8,7 @@
 | who waits | for whom | and is woken by |
 | --- | --- | --- |
 | scoring of wave w | generation of w and of the waves before it (ranks are balanced in order) | the engine's summary |
-| experience of every wave | scores, values and log-probabilities of all waves | their last report |
+| experience of wave w | its scores, values and log-probabilities, and those of the waves before it | their last report |
 | updates | the whole step's experience on disk, and the moments of all its advantages | the last summary |
 | weight sync | the policy's last update; the critic's goes on meanwhile | its report |
 | ledger | the sync's proof and the critic's last update | their reports |
@@ -18,7 +18,7 @@ Where engines share GPUs with other roles, phases exclude each other: all waves 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,14 +107,16 @@ class PPOStep:
             timeline.busy.append(("rollout", summary.busy))
             shards = self.shards(step, summary, minibatches[wave], balancers)
             scored.append(self._score(call, summary, shards))
+        built = []
         with timeline.phase("score"):
             for each in scored:
                 for role, calls in (("policy", each.old), ("reference", each.reference), ("critic", each.values)):
                     timeline.busy.extend((role, busy) for busy in self.waiter.wait(calls))
                 for calls in each.scores:
                     timeline.busy.extend(("reward", busy) for busy in self.waiter.wait(calls))
+                # asked for while later waves are scored: thousands of calls after the last score would keep all ranks waiting
+                built.append(self._build_experience(step, each, kl_coef))
         with timeline.phase("experience"):
-            built = [self._build_experience(step, wave, kl_coef) for wave in scored]
             summaries = tuple(tuple(self.waiter.wait(calls)) for calls in built)
         return Collected(
             waves=tuple(wave.summary for wave in scored),
@@ -159,13 +161,12 @@ class PPOStep:
     def _build_experience(self, step: int, wave: ScoredWave, kl_coef: float) -> list[Call]:
         """Every rank of the critic gets the columns that speak of its own trajectories, and no others."""
         scorers, weights = self.scorers()
+        holder = {role: holders(shards) for role, shards in wave.shards.items()}
         args = []
         for rank, shard in enumerate(wave.shards["critic"]):
-            old = speaking_of(shard, wave.shards["policy"], wave.old)
-            reference = speaking_of(shard, wave.shards["reference"], wave.reference) if wave.reference else []
-            scores = [
-                speaking_of(shard, wave.shards[role], calls) for role, calls in zip(scorers, wave.scores, strict=True)
-            ]
+            old = speaking_of(shard, holder["policy"], wave.old)
+            reference = speaking_of(shard, holder["reference"], wave.reference) if wave.reference else []
+            scores = [speaking_of(shard, holder[role], calls) for role, calls in zip(scorers, wave.scores, strict=True)]
             order = ExperienceOrder(
                 step=step,
                 wave=shard.wave,
@@ -240,15 +241,18 @@ class PPOStep:
         critic_calls = self.groups["critic"].call_each(Critic.update, critic)
         if step <= self.config.critic.warmup_steps:
             return [], critic_calls
+        with_reference = self.config.ppo.kl.where == "loss" and self.plan.needs_reference
+        critics = [holders(of_wave["critic"]) for of_wave in shards]
+        references = [holders(of_wave["reference"]) for of_wave in shards] if with_reference else []
         policy = []
         for rank, update in enumerate(self._update_shards(step, "policy", collected.waves, shards, collected.moments)):
             advantages, reference = [], []
             # after a replay from disk there are no columns to send: the ranks have read them
             for w, calls in enumerate(collected.advantages):
                 mine = shards[w]["policy"][rank]
-                advantages += speaking_of(mine, shards[w]["critic"], calls)
-                if self.config.ppo.kl.where == "loss" and self.plan.needs_reference:
-                    reference += speaking_of(mine, shards[w]["reference"], collected.reference[w])
+                advantages += speaking_of(mine, critics[w], calls)
+                if with_reference:
+                    reference += speaking_of(mine, references[w], collected.reference[w])
             policy.append((update, kl_coef, len(advantages), *advantages, *reference))
         return self.groups["policy"].call_each(Policy.update, policy), critic_calls
 
@@ -276,10 +280,10 @@ class PPOStep:
             minibatch_of = dict(zip(lengths, self._minibatches(step, epoch=epoch), strict=True))
             for minibatch in range(ppo.minibatches):
                 keys = [key for key in lengths if minibatch_of[key] == minibatch]
-                packed = [
-                    pack({key: lengths[key] for key in keys if rank_of[key] == rank}, budget)
-                    for rank in range(num_ranks)
-                ]
+                of_rank: list[dict[tuple[int, int], int]] = [{} for _ in range(num_ranks)]
+                for key in keys:
+                    of_rank[rank_of[key]][key] = lengths[key]
+                packed = [pack(mine, budget) for mine in of_rank]
                 lr = self._learning_rate(step, epoch * ppo.minibatches + minibatch, role)
                 for rank, micro_batches in enumerate(lockstep(packed)):
                     ranks[rank].append(
@@ -369,7 +373,11 @@ class PPOStep:
         self.waiter.wait([call for role in TRAINED for call in self.groups[role].call(Trainer.end_step)])
 
 
-def speaking_of(shard: WaveShard, others: Sequence[WaveShard], calls: Sequence[Call]) -> list[Any]:
-    """Of another role's results for the wave, those of ranks that hold any of this shard's trajectories. By reference."""
-    mine = set(shard.indices)
-    return [call.big for other, call in zip(others, calls, strict=True) if mine.intersection(other.indices)]
+def holders(shards: Sequence[WaveShard]) -> dict[int, int]:
+    """Of a role, which rank holds each trajectory of a wave."""
+    return {index: rank for rank, shard in enumerate(shards) for index in shard.indices}
+
+
+def speaking_of(shard: WaveShard, holder: Mapping[int, int], calls: Sequence[Call]) -> list[Any]:
+    """Of another role's results for the wave, those of the ranks that hold any of this shard's trajectories. By reference."""
+    return [calls[rank].big for rank in sorted({holder[index] for index in shard.indices})]

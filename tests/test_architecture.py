@@ -51,7 +51,7 @@ LIGHT = {"configs/**", "orchestrator/**", "actors/*.py"}
 NOT_LIGHT = {"actors/rollout_backend.py"}
 
 # These answer before anything starts (a bad config, --help, a plan), so they load Ray no more than torch.
-INSTANT = ("configs.load", "orchestrator.plan", "orchestrator.cli")
+INSTANT = ("configs.load", "configs.gpus", "orchestrator.plan", "orchestrator.estimate.describe", "orchestrator.cli")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from orchestrator.commands.base import Commands, add_config, check_run_dir, console
-
-if TYPE_CHECKING:
-    from configs.schema import Stage
 
 STAGES = ("pretrain", "sft", "rank", "reward", "dpo", "ppo", "pipeline")
 """Every `stage` of the schema, in the order of a model's development."""
@@ -24,6 +20,9 @@ def register(commands: Commands) -> None:
         "--resume-if-begun",
         action="store_true",
         help="go on where run.dir holds the run of this very config: for schedulers that try again",
+    )
+    run.add_argument(
+        "--skip-memory-check", action="store_true", help="start even where the estimate says that memory will not do"
     )
     add_config(run)
     run.set_defaults(resumable=True)
@@ -48,6 +47,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config, arguments.overrides)
     arguments.run_dir = config.run.dir
+    if not arguments.skip_memory_check:
+        from orchestrator.estimate.preflight import check_memory
+
+        check_memory(config)
     from orchestrator import jobs
 
     if arguments.dry_run:
@@ -79,25 +82,25 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from configs.load import load_config
-    from configs.schema import Pipeline
-    from orchestrator.machine import local_machine
-    from orchestrator.plan import describe_plan, make_plan, plan_json
+    from orchestrator.estimate.preflight import plan_stages
 
     config = load_config(arguments.config, arguments.overrides)
-    stages: dict[str, Stage] = config.stages if isinstance(config, Pipeline) else {str(config.stage): config}
-    # what a cluster has is known when it is joined
-    machines = {name: local_machine() if stage.cluster.address is None else None for name, stage in stages.items()}
-    plans = {name: make_plan(stage, machines[name]) for name, stage in stages.items()}
+    planned = plan_stages(config)
     if arguments.json:
-        joined = ",\n".join(f'"{name}": {plan_json(plan)}' for name, plan in plans.items())
-        print(f"{{\n{joined}\n}}" if isinstance(config, Pipeline) else plan_json(plans[str(config.stage)]))
+        import json
+
+        from orchestrator.estimate.describe import planned_json
+
+        print(json.dumps(planned_json(config, planned), indent=2))
         return
+    from orchestrator.estimate.describe import describe_estimate
+    from orchestrator.plan import describe_plan
+
     out = console()
-    for name, plan in plans.items():
-        machine = machines[name]
-        where = f"{machine.num_cpus} cores, {machine.num_gpus} GPUs" if machine else stages[name].cluster.address
-        out.print(f"stage {name} on {machine.where if machine else 'the Ray cluster at'} ({where})")
-        out.print(describe_plan(plan), "")
+    for name, stage in planned.items():
+        out.print(f"stage {name} on {stage.where}")
+        out.print(describe_plan(stage.plan), "")
+        out.print(describe_estimate(stage.estimate, stage.plan), "")
 
 
 def _export(arguments: argparse.Namespace) -> None:

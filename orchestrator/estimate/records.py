@@ -28,12 +28,19 @@ class RoleMemory:
     role: str
     resident: tuple[Item, ...]
     """Held for the whole run, or while the role is awake (`sleeps`)."""
-    working: tuple[Item, ...]
-    """Held on top while the role works, at its worst."""
+    working_by_phase: dict[str, tuple[Item, ...]]
+    """Held on top while the role works: phase (`score`, `update`, `sync`, `generate`) -> at its worst."""
     sleeps: bool
     """What is resident leaves the GPU while other roles of the group work."""
+    asleep_bytes: float
+    """What stays on the GPU meanwhile."""
     host: tuple[Item, ...]
-    """In the node's memory."""
+    """In the node's memory; on CPU nothing, as all is there."""
+
+    @property
+    def working(self) -> tuple[Item, ...]:
+        """Of the phase that needs most."""
+        return max(self.working_by_phase.values(), key=lambda items: sum(item.amount for item in items), default=())
 
     @property
     def resident_bytes(self) -> float:
@@ -72,6 +79,20 @@ class GroupMemory:
     def headroom_bytes(self) -> float | None:
         """What is left at the peak; below 0: it does not fit."""
         return None if self.limit_bytes is None else self.limit_bytes - self.peak.amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineMemory:
+    """What a machine's own memory must hold, where every rank is on it."""
+
+    limit_bytes: float | None
+    """What it has; None where that is not known."""
+    phases: tuple[Item, ...]
+    """Phase -> bytes of all ranks of all roles."""
+
+    @property
+    def peak(self) -> Item:
+        return max(self.phases, key=lambda phase: phase.amount)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,5 +164,9 @@ class Estimate:
     time: StepTime | None
     """None where no speed is known: on CPU, without a GPU kind, or where lengths are not."""
     suggestions: tuple[Suggestion, ...]
+    machine: MachineMemory | None
+    """Of a run on CPU; None on GPUs."""
+    warnings: tuple[str, ...]
+    """What fits only just, or rests on an assumption about the nodes, in words."""
     unknown: tuple[str, ...]
     """What could not be estimated and why, in words: a model whose config.json is nowhere to be had."""

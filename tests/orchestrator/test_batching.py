@@ -49,6 +49,30 @@ def test_no_rank_has_more_than_its_share_and_one_trajectory(lengths: list[int], 
     assert fullest <= sum(lengths) / num_ranks + max(lengths)
 
 
+@given(
+    waves=st.lists(
+        st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=20), min_size=1, max_size=4
+    ),
+    num_ranks=st.integers(1, 7),
+)
+def test_the_rank_is_the_one_that_looking_at_all_of_them_finds(
+    waves: list[list[tuple[int, int]]], num_ranks: int
+) -> None:
+    """Short lengths and few minibatches make ties and entries that lag behind."""
+    balancer, tokens = Balancer(num_ranks), [0] * num_ranks
+    loads = {minibatch: [0] * num_ranks for minibatch in range(4)}
+    for wave in waves:
+        ranks: list[list[int]] = [[] for _ in range(num_ranks)]
+        for i in sorted(range(len(wave)), key=lambda i: (-wave[i][0], i)):
+            length, minibatch = wave[i]
+            _, _, rank = min((loads[minibatch][r], tokens[r], r) for r in range(num_ranks))
+            ranks[rank].append(i)
+            loads[minibatch][rank] += length
+            tokens[rank] += length
+        assigned = balancer.assign([length for length, _ in wave], [minibatch for _, minibatch in wave])
+        assert assigned == [tuple(sorted(indices)) for indices in ranks]
+
+
 @given(st.lists(st.lists(st.tuples(st.integers()), max_size=5), min_size=1, max_size=5))
 def test_lockstep(ranks: list[list[tuple[int, ...]]]) -> None:
     filled = lockstep(ranks)
