@@ -88,7 +88,20 @@ Staged = Sequence[tuple[Stage, Plan]]
 """The stages of a run and their plans."""
 
 
-def node_groups(cluster: ClusterConfig, staged: Staged) -> tuple[NodeGroup, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimated:
+    """Memory that is estimated, in bytes, where the models' sizes are known; of a pipeline its largest stage's."""
+
+    host_bytes_per_bundle: dict[str, float]
+    """Of a group's ranks in the node's memory, by group: what is offloaded, weights on their way to the GPU."""
+    cpu_bytes: float
+    """Of all ranks without a GPU together."""
+
+
+UNKNOWN = Estimated(host_bytes_per_bundle={}, cpu_bytes=0.0)
+
+
+def node_groups(cluster: ClusterConfig, staged: Staged, estimated: Estimated = UNKNOWN) -> tuple[NodeGroup, ...]:
     """The head, then the worker groups. Of a pipeline: what its largest stage needs, group by group.
 
     Raises:
@@ -98,9 +111,9 @@ def node_groups(cluster: ClusterConfig, staged: Staged) -> tuple[NodeGroup, ...]
     _check_names(cluster, staged)
     groups = [group for _, plan in staged for group in plan.groups.values()]
     names = dict.fromkeys(group.name for group in groups if group.gpus_per_bundle)
-    workers = [_gpu_nodes(name, cluster, staged) for name in names]
+    workers = [_gpu_nodes(name, cluster, staged, estimated) for name in names]
     if not all(group.gpus_per_bundle for group in groups):
-        workers.append(_cpu_nodes(cluster, staged))
+        workers.append(_cpu_nodes(cluster, staged, estimated))
     _check_quota(cluster, workers)
     return (_head(cluster), *workers)
 
@@ -121,19 +134,21 @@ def pod_name(group: str) -> str:
 # ------------------------------------------------------------------------------------------------------------------- groups
 
 
-def _gpu_nodes(name: str, cluster: ClusterConfig, staged: Staged) -> NodeGroup:
+def _gpu_nodes(name: str, cluster: ClusterConfig, staged: Staged, estimated: Estimated) -> NodeGroup:
     using = [(stage, plan) for stage, plan in staged if name in plan.groups and plan.groups[name].gpus_per_bundle]
     groups = [plan.groups[name] for _, plan in using]
     shape = _largest([_shape(group, cluster) for group in groups], groups)
     selector, gib_per_gpu = _of_kind(name, cluster)
     shared = max(_shared_gib(stage, shape.replicas) for stage, _ in using)
+    bundles = shape.gpus // min(group.gpus_per_bundle for group in groups)
+    held = bundles * estimated.host_bytes_per_bundle[name] if name in estimated.host_bytes_per_bundle else 0.0
     threads = max(sum(plan.roles[role].threads for role in plan.groups[name].roles) for _, plan in using)
     pods = NodeGroup(
         name=pod_name(name),
         replicas=shape.replicas,
         gpus=shape.gpus,
         cpus=max(CPUS_PER_GPU, threads) * shape.gpus,
-        memory_gib=max(gib_per_gpu * shape.gpus, 2 * shared),
+        memory_gib=max(gib_per_gpu * shape.gpus, 2 * shared, math.ceil(held / GIB) + shared),
         shared_gib=shared,
         resources=(resource_of(groups[0], cluster),),
         node_selector=selector,
@@ -187,7 +202,7 @@ def _of_kind(name: str, cluster: ClusterConfig) -> tuple[dict[str, str], int]:
     return {"nvidia.com/gpu.product": found.kubernetes_product}, int(found.host_gib * HOST_MEMORY_SHARE)
 
 
-def _cpu_nodes(cluster: ClusterConfig, staged: Staged) -> NodeGroup:
+def _cpu_nodes(cluster: ClusterConfig, staged: Staged, estimated: Estimated) -> NodeGroup:
     """One pod for all roles without a GPU."""
     groups = {group.name: group for _, plan in staged for group in plan.groups.values() if not group.gpus_per_bundle}
     ranks = max(sum(role.num_ranks for role in _cpu_roles(plan)) for _, plan in staged)
@@ -198,7 +213,7 @@ def _cpu_nodes(cluster: ClusterConfig, staged: Staged) -> NodeGroup:
         replicas=1,
         gpus=0,
         cpus=max(threads, ranks, cluster.num_cpus or 1),
-        memory_gib=ranks * CPU_ROLE_MEMORY_GIB + shared,
+        memory_gib=max(ranks * CPU_ROLE_MEMORY_GIB, math.ceil(estimated.cpu_bytes / GIB)) + shared,
         shared_gib=shared,
         resources=tuple(dict.fromkeys(resource_of(group, cluster) for group in groups.values())),
         node_selector={},

@@ -20,8 +20,9 @@ from configs.schema.kubernetes import PINNED_TEXT, KubernetesConfig
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.run import ClusterConfig
+from orchestrator.estimate.estimate import estimate_stages
 from orchestrator.kubernetes.manifests import Run, files_of
-from orchestrator.kubernetes.nodes import NodeGroup, Staged, node_groups, resource_of
+from orchestrator.kubernetes.nodes import Estimated, NodeGroup, Staged, node_groups, resource_of
 from orchestrator.kubernetes.pods import WORK_DIR, Object
 from orchestrator.plan import make_plan
 from orchestrator.plan_records import GroupPlan, RolePlan
@@ -59,7 +60,7 @@ def render(config: Config, *, as_job: bool) -> Rendered:
     stages = tuple(config.stages.values()) if isinstance(config, Pipeline) else (config,)
     # what the pods have is known when they run
     staged = [(stage, make_plan(stage, None)) for stage in stages]
-    nodes = node_groups(config.cluster, staged)
+    nodes = node_groups(config.cluster, staged, _estimated(config, staged))
     if problem := _too_many_kinds(kubernetes, nodes, as_job=as_job):
         raise _refused([problem])
     name = kubernetes.name or _name(config.run.dir)
@@ -72,6 +73,23 @@ def render(config: Config, *, as_job: bool) -> Rendered:
         as_job=as_job,
     )
     return Rendered(name=run.name, namespace=kubernetes.namespace, nodes=nodes, files=files_of(run))
+
+
+def _estimated(config: Config, staged: Staged) -> Estimated:
+    """Memory of the ranks, where the sizes of their models are known without asking a hub."""
+    names = list(config.stages) if isinstance(config, Pipeline) else [str(config.stage)]
+    plans = {name: plan for name, (_, plan) in zip(names, staged, strict=True)}
+    host: dict[str, float] = {}
+    on_cpu = 0.0
+    for name, found in estimate_stages(config, plans, None).items():
+        plan, cpu_peaks = plans[name], 0.0
+        for group in found.groups.values():
+            if plan.groups[group.group].gpus_per_bundle:
+                host[group.group] = max(group.host_bytes_per_bundle, host.get(group.group, 0.0))
+            else:
+                cpu_peaks += plan.groups[group.group].num_bundles * group.peak.amount
+        on_cpu = max(on_cpu, cpu_peaks)
+    return Estimated(host_bytes_per_bundle=host, cpu_bytes=on_cpu)
 
 
 def in_cluster(config: Config, staged: Staged, nodes: tuple[NodeGroup, ...]) -> Config:

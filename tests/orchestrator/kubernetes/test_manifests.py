@@ -156,6 +156,17 @@ def test_shared_memory_is_the_plans() -> None:
     assert sizes == [4, 8]
 
 
+def test_offloaded_states_have_their_memory() -> None:
+    """fp32 master weights and Adam's moments of Qwen3-8B, 12 bytes a parameter, are in the pod's memory."""
+
+    def memory_gib(*overrides: str) -> int:
+        (pods,) = (one for one in rendered("ppo-8b-4x24gb", *SHARED, *overrides).nodes if one.name == "trainers")
+        return pods.memory_gib
+
+    assert memory_gib() > 8.19e9 * 12 / 2**30
+    assert memory_gib() > memory_gib("policy.engine.offload_optimizer=false")
+
+
 def test_a_gpu_kind_chooses_its_nodes() -> None:
     found = rendered("ppo-8b-8gpu", *SHARED, "cluster.gpu=h100-80gb", "cluster.groups={rollout: {gpu: l40s}}")
     groups = ray_object(found)["spec"]["rayClusterSpec"]["workerGroupSpecs"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from configs.schema.ppo import PPOStage
-from orchestrator.kubernetes.nodes import NodeGroup, Shape, _largest, node_groups, pod_name
+from orchestrator.kubernetes.nodes import Estimated, NodeGroup, Shape, _largest, node_groups, pod_name
 from orchestrator.plan import make_plan
 from orchestrator.plan_records import GroupPlan
 from tests.orchestrator.small_stages import everything_on, stage
@@ -84,6 +84,19 @@ def test_a_kind_of_gpu_decides_memory_and_nodes() -> None:
     assert known.node_selector == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
     assert known.memory_gib == 204, "0.8 of the 256 GiB that a DGX H100 has for each GPU"
     assert (unknown.node_selector, unknown.memory_gib) == ({}, 64)
+
+
+def test_pods_hold_what_the_estimate_says_that_ranks_hold() -> None:
+    config = stage(*GPU, "policy.placement.num_ranks=2")
+    plan = make_plan(config, None)
+    large = Estimated(host_bytes_per_bundle={"policy": 99.5 * 2**30, "critic": 2.0**30}, cpu_bytes=0.0)
+    found = {group.name: group for group in node_groups(config.cluster, [(config, plan)], large)}
+    assert found["policy"].memory_gib == 199 + found["policy"].shared_gib
+    assert found["critic"].memory_gib == 64, "as without an estimate"
+    config = stage()
+    on_cpu = Estimated(host_bytes_per_bundle={}, cpu_bytes=50.5 * 2**30)
+    (_, cpu) = node_groups(config.cluster, [(config, make_plan(config, None))], on_cpu)
+    assert cpu.memory_gib == 51 + cpu.shared_gib
 
 
 def group(num_bundles: int, gpus: int) -> GroupPlan:
