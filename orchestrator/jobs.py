@@ -224,5 +224,5 @@ def export(run_dir: str, out: str, *, role: str | None, step: int | None, progre
             raise UserError(
                 f"{folder} has checkpoints of the steps {steps}, got {step if step is not None else 'none'}"
             )
-        with whole_folder(Path(out).absolute()) as target, progress.log_to(folder / DRIVER_LOG):
+        with whole_folder(Path(place_of_run(out)).absolute()) as target, progress.log_to(folder / DRIVER_LOG):
             export_checkpoint(config, folder, step or steps[-1], role, target, progress)
