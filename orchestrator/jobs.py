@@ -280,7 +280,7 @@ def export(run_dir: str, out: str, *, role: str | None, step: int | None, progre
                 f"{folder} has checkpoints of the steps {steps}, got {step if step is not None else 'none'}"
             )
         with (
-            whole_folder(run_path(out, "OUT").absolute()) as target,
+            whole_folder(run_path(place_of_run(out), "OUT").absolute()) as target,
             mirrored(folder) as here,
             progress.log_to(here / DRIVER_LOG),
         ):
