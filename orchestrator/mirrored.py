@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from actors.errors import PreceptorError, UserError
@@ -26,6 +26,7 @@ def mirrored(run_dir: Path) -> Iterator[Path]:
     if is_local(run_dir):
         yield here
         return
+    _upload_left(here, run_dir)
     shutil.rmtree(here)
     here = scratch_of(run_dir)
     take_up(here / DRIVER_LOG, run_dir / DRIVER_LOG)
@@ -36,6 +37,17 @@ def mirrored(run_dir: Path) -> Iterator[Path]:
     finally:
         mirror.close()
         shutil.rmtree(here, ignore_errors=True)
+
+
+def _upload_left(here: Path, run_dir: Path) -> None:
+    """What a driver of this machine that was killed could not upload. Where the run has gone on elsewhere since, its logs are another's."""
+    for file in sorted(path for path in here.rglob("*") if path.is_file()):
+        there = run_dir / file.relative_to(here).as_posix()
+        said, known = file.read_bytes(), b""
+        with suppress(FileNotFoundError):
+            known = read_bytes(there)
+        if len(said) > len(known) and said.startswith(known):
+            write_whole(there, said)
 
 
 def add_to_log(run_dir: str, text: str) -> Path | None:

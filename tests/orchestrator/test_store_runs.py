@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from actors.errors import PreceptorError, UserError
+from actors.local_files import scratch_of
 from actors.store import create_only, entries, read_bytes, write_whole
 from configs.load import load_config
 from configs.schema import Pipeline
@@ -87,6 +89,20 @@ def test_what_a_failed_run_wrote_to_its_log_is_in_the_store(folder: Path) -> Non
     assert (folder / "logs" / "policy-0.log").read_text() == "last words"
 
 
+@pytest.mark.parametrize(("in_store", "then"), [("", "one two"), ("one ", "one two"), ("one and elsewhere", None)])
+def test_what_a_killed_driver_could_not_upload_is_not_lost(folder: Path, in_store: str, then: str | None) -> None:
+    """Unless the run has gone on elsewhere since."""
+    log = folder / "logs" / "policy-0.log"
+    if in_store:
+        write_whole(log, in_store.encode())
+    left = scratch_of(folder) / "logs" / "policy-0.log"
+    left.parent.mkdir()
+    left.write_text("one two")
+    with mirrored(folder) as here:
+        assert not (here / "logs" / "policy-0.log").exists()
+    assert read_bytes(log).decode() == (then or in_store)
+
+
 def test_a_second_driver_of_this_machine_is_told_at_once(folder: Path) -> None:
     with locked(folder), pytest.raises(UserError, match=r"is in use by process .*; allowed: one driver"):  # noqa: SIM117
         with locked(folder):
@@ -125,16 +141,34 @@ def test_a_lock_that_nobody_holds_is_taken(folder: Path, monkeypatch: pytest.Mon
     assert names(folder) == []
 
 
-def test_a_driver_gives_signs_of_life_and_leaves_the_lock_of_who_took_over(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_driver_gives_signs_of_life(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[int] = []
+    second = threading.Event()
+
+    def beat(lock: Path, token: str, number: int) -> None:
+        assert lock == folder / "driver.lock"
+        assert token
+        beats.append(number)
+        if number == 2:
+            second.set()
+
+    monkeypatch.setattr(store_lock, "BEAT_S", 0.01)
+    monkeypatch.setattr(store_lock, "_beat", beat)
+    with locked(folder):
+        assert second.wait(timeout=30)
+    assert beats[:3] == [0, 1, 2]
+
+
+def test_the_lock_of_who_took_over_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lock = folder / "driver.lock"
-    monkeypatch.setattr(store_lock, "BEAT_S", 0.02)
-    with locked(folder):
-        while json.loads(read_bytes(lock))["beat"] < 2:
-            pass
-        write_whole(lock, of_another_machine(7))
-    assert lock.read_bytes() == of_another_machine(7)
+    write_whole(lock, of_another_machine(7))
+    monkeypatch.setattr(store_lock, "BEAT_S", 0.01)
+    store_lock._beats(lock, "mine", threading.Event())
+    store_lock._remove(lock, "mine")
+    assert read_bytes(lock) == of_another_machine(7)
+    assert capsys.readouterr().err == f"{lock} was taken over by process 1 on afar\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------- pipelines
