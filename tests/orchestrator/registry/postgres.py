@@ -27,17 +27,19 @@ def binaries() -> Path | None:
     return Path(named).resolve().parent if named else None
 
 
-def _as_other(user: str | None) -> list[str]:
+def _as_other(user: pwd.struct_passwd | None) -> list[str]:
     """PostgreSQL refuses to run as root."""
-    return [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"]
+    if user is None:
+        return []
+    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"]
 
 
-def _user() -> str | None:
-    """Who runs the server: this user, or `postgres` or `nobody` where this one is root."""
+def _user() -> pwd.struct_passwd | None:
+    """Who runs the server: this user (None), or `postgres` or `nobody` where this one is root."""
     if os.getuid() != 0:
         return None
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in names else "nobody"
+    entries = {entry.pw_name: entry for entry in pwd.getpwall()}
+    return entries.get("postgres") or entries["nobody"]
 
 
 def _free_port() -> int:
@@ -56,8 +58,8 @@ def running_postgres(folder: Path) -> Iterator[str]:
     data, password_file = folder / "data", folder / "password"
     password_file.write_text(password)
     if user is not None:
-        shutil.chown(folder, user)
-        shutil.chown(password_file, user)
+        for place in (folder, password_file):
+            os.chown(place, user.pw_uid, user.pw_gid)
 
     def call(*command: str) -> None:
         done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,16 @@ def test_reproduce_says_what_is_not_the_same_and_starts_only_if_told_to(
     rows.write_text(text.replace("good", "bad", 1))
     said(capsys, "reproduce", str(real), "--anyway")
     assert [config.run.dir for config in started] == [f"{real}-again"]
+
+
+def test_a_run_whose_folder_is_gone_is_reproduced_from_the_registry(
+    real: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRECEPTOR_REGISTRY", f"sqlite:///{real.parent}/r.db")
+    run_id = read_sessions(real)[0].run_id
+    said(capsys, "runs", "--sync", str(real))
+    shutil.rmtree(real)
+    assert said(capsys, "reproduce", run_id[:8], "--check").startswith("the same\n")
 
 
 def test_reproduce_needs_a_new_folder(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
