@@ -166,7 +166,7 @@ def _spec(arguments: argparse.Namespace, config: Config) -> SweepSpec:
         gpus=arguments.gpus,
         retries=arguments.retries or 0,
         address=arguments.address,
-        working_dir=None if arguments.address is None else str(Path(arguments.working_dir).absolute()),
+        working_dir=str(Path("." if arguments.address is None else arguments.working_dir).absolute()),
         env=tuple(arguments.env),
         halving=_halving(arguments, config),
     )

@@ -58,7 +58,7 @@ def check_place(spec: SweepSpec, folder: Path) -> None:
     place_of(spec)
     if spec.address is None:
         return
-    if spec.working_dir is not None and not left_out(Path(spec.working_dir), folder):
+    if not left_out(Path(spec.working_dir), folder):
         raise UserError(
             f"--dir: {folder} is in --working-dir, and would be copied to the cluster with every trial; allowed: a folder that .gitignore "
             "or .rayignore names, or one elsewhere"

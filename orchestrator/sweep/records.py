@@ -69,8 +69,8 @@ class SweepSpec:
     """How often a trial that failed is tried again."""
     address: str | None
     """The job server's; None: a Ray that the sweep starts."""
-    working_dir: str | None
-    """On a cluster: the folder that is copied for the jobs to start in."""
+    working_dir: str
+    """Folder that jobs start in, on a cluster in a copy of it."""
     env: tuple[str, ...]
     """Names of environment variables that jobs on a cluster get. Their values are nowhere in this folder."""
     halving: Halving | None

@@ -52,24 +52,24 @@ class Place:
     env: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def here() -> Place:
-        """On a Ray of this machine: in this folder, with this interpreter, and with our packages also where they are not installed."""
+    def here(folder: str) -> Place:
+        """On a Ray of this machine: in `folder`, with this interpreter, and with our packages also where they are not installed."""
         ours = str(Path(__file__).resolve().parents[2])
         search = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))
         # a Ray of our own is shielded from SIGTERM, and its jobs with it
         env = {"PYTHONPATH": search, "RAY_JOB_STOP_SIGNAL": "SIGINT"}
-        return Place(python=sys.executable, folder=Path.cwd(), working_dir=None, env=env)
+        return Place(python=sys.executable, folder=Path(folder), working_dir=None, env=env)
 
     @staticmethod
-    def cluster(working_dir: str | None, env: Mapping[str, str]) -> Place:
+    def cluster(working_dir: str, env: Mapping[str, str]) -> Place:
         """On a cluster: in a copy of `working_dir`, with its `python`."""
-        return Place(python="python", folder=None, working_dir=Path(working_dir) if working_dir else None, env=env)
+        return Place(python="python", folder=None, working_dir=Path(working_dir), env=env)
 
 
 def place_of(spec: SweepSpec) -> Place:
     """Where the trials' drivers start. UserError where a variable that they are to get is not set."""
     if spec.address is None:
-        return Place.here()
+        return Place.here(spec.working_dir)
     for name in spec.env:
         if name not in os.environ:
             # a value in place of a name may be a secret: it is not repeated

@@ -28,7 +28,7 @@ SPEC = SweepSpec(
     gpus=None,
     retries=0,
     address=None,
-    working_dir=None,
+    working_dir="/",
     env=(),
     halving=None,
 )

@@ -26,7 +26,8 @@ def test_a_sweep_that_is_stopped_goes_on_and_a_failed_trial_ends_only_itself(tmp
     trial = folder / "trials" / "0002"
     axis = "data.path=[missing.jsonl,rankings.jsonl]"
     arguments = ("sweep", "base.yaml", axis, "run.seed=7", "--dir", "s", "--metric", "held_out/pair_accuracy")
-    with Driver(project, trial, *arguments, "--retries", "1") as driver:
+    with Driver(project, trial, *arguments, "--retries", "1", "--parallel", "2") as driver:
+        driver.says("trial 0001 failed")
         driver.committed(3)
         driver.process.send_signal(signal.SIGINT)
         assert driver.ended(timeout_s=GONE_S) == 130, driver.output
