@@ -98,8 +98,8 @@ class _Silent(Progress):
         super().begin(total, done=done)
         self._note()
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        super().step(step, metrics)
+    def step(self, step: int, metrics: Mapping[str, float], digest: str = "") -> None:
+        super().step(step, metrics, digest)
         self._note()
         self._world.costs = self._costs
 

@@ -20,7 +20,7 @@ K8S = ROOT / "k8s"
 BASE = "../../base"
 IMAGE = "registry.example.com/preceptor:0.1.0"
 """Where nobody's registry is: `kustomize edit set image` or a rendering of one's own names the real one."""
-SHARED = ("cluster.kubernetes.runs_claim=runs", "cluster.kubernetes.egress=[0.0.0.0/0]")
+SHARED = ("run.trackers=[prometheus]", "cluster.kubernetes.runs_claim=runs", "cluster.kubernetes.egress=[0.0.0.0/0]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from configs.schema.kubernetes import PINNED_TEXT, KubernetesConfig
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.run import ClusterConfig
-from orchestrator.estimate.estimate import estimate_stages
+from orchestrator.estimate.estimate import beneath, estimate
 from orchestrator.kubernetes.manifests import Run, files_of
 from orchestrator.kubernetes.nodes import Estimated, NodeGroup, Staged, node_groups, resource_of
 from orchestrator.kubernetes.pods import WORK_DIR, Object
@@ -77,13 +77,12 @@ def render(config: Config, *, as_job: bool) -> Rendered:
 
 def _estimated(config: Config, staged: Staged) -> Estimated:
     """Memory of the ranks, where the sizes of their models are known without asking a hub."""
-    names = list(config.stages) if isinstance(config, Pipeline) else [str(config.stage)]
-    plans = {name: plan for name, (_, plan) in zip(names, staged, strict=True)}
+    names = beneath(config)
     host: dict[str, float] = {}
     on_cpu = 0.0
-    for name, found in estimate_stages(config, plans, None).items():
-        plan, cpu_peaks = plans[name], 0.0
-        for group in found.groups.values():
+    for stage, plan in staged:
+        cpu_peaks = 0.0
+        for group in estimate(stage, plan, None, names).groups.values():
             if plan.groups[group.group].gpus_per_bundle:
                 host[group.group] = max(group.host_bytes_per_bundle, host.get(group.group, 0.0))
             else:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from actors.errors import PreceptorError, UserError
+from actors.store import create_only
 from configs.schema import Config
-from orchestrator.ledger import SupervisedEntry, create_only
+from orchestrator.ledger import SupervisedEntry
 from orchestrator.ray_jobs import JobRequest, JobState, Status
 from orchestrator.sweep.records import SweepFolder, SweepSpec, Trial
 from orchestrator.sweep.runner import Runner
