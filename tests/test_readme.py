@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PACKAGES = ("configs", "actors", "orchestrator")
 
-PROGRAMS = ("make ", "preceptor ", "python ", "source ")
+PROGRAMS = ("make ", "preceptor ", "python ", "ray ", "source ")
 NO_COMMANDS = ("prompts ─►", "driver  ", "starting Ray", "runs/bandit/")
 """How blocks of README begin that show something else: diagrams, output, a folder."""
 MEANING = 25
@@ -29,6 +29,7 @@ MEANING = 25
 
 CI = "what .ci/run itself does, before this test or around it"
 LONG = "hours or many minutes; `make -n` shows here that it is a target with what it depends on"
+CLUSTER = "needs a cluster's job server; tests/cluster submits to one"
 NOT_RUN = {
     "make setup": CI,
     "make setup GPU=1": "installs the CUDA build",
@@ -41,10 +42,14 @@ NOT_RUN = {
     "make real DATA=PAIRS.jsonl.gz": f"{LONG}, and a package from the network. Its stages in small: tests/test_end_to_end.py",
     "make bench": f"{LONG}. Its parts: tests/benchmarks",
     "preceptor resume runs/smollm2-hh": "needs what `make real` leaves behind",
+    "ray job submit --address http://127.0.0.1:8265 --working-dir . -- python -m orchestrator run configs/recipes/demo.yaml": CLUSTER,
+    "preceptor submit configs/recipes/demo.yaml run.seed=1 --name demo --follow": CLUSTER,
+    "preceptor plan": "as `preceptor lineage`",
     "preceptor lineage": "the command's name in a sentence; it is run with an argument",
 }
 PLACEHOLDERS = {
     "preceptor run CONFIG --dry-run": "preceptor run configs/recipes/bandit.yaml run.dir=runs/not-there --dry-run",
+    "preceptor plan --picture FILE": "preceptor plan configs/recipes/ppo-8b-8gpu.yaml --picture runs/step.png",
     "preceptor plan CONFIG": "preceptor plan configs/recipes/bandit.yaml",
     "preceptor data inspect CONFIG": "preceptor data inspect configs/recipes/bandit.yaml",
 }
