@@ -204,7 +204,7 @@ def _other(world: World, rank: int, args: tuple[Any, ...], begins: float) -> tup
 
 def _generate(world: World, rank: int, args: tuple[Any, ...], begins: float) -> tuple[float, Any]:  # noqa: ARG001
     unit: GenerationUnit = args[0]
-    chance = random.Random(unit.step * 1_000_003 + unit.wave)
+    chance = random.Random(unit.wave)  # every step is the same
     num = len(unit.prompt_indices) * unit.responses_per_prompt
     answers = [min(1024, max(1, round(400 * chance.lognormvariate(0.0, 0.7)))) for _ in range(num)]
     delay_s = world.delays.generate_s * chance.uniform(0.8, 1.2)

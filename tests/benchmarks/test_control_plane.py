@@ -46,7 +46,7 @@ def test_a_wave_costs_as_many_calls_as_it_has_ranks_to_go_to(tmp_path: Path) -> 
 
 
 def test_it_is_the_real_loop_and_nothing_is_left_under_way(tmp_path: Path) -> None:
-    world, _ = run(layout(8), tmp_path, None)
+    world, _ = run(layout(8), tmp_path, NO_COSTS)
     entry = Ledger(tmp_path, LedgerEntry).read(2)
     assert sum(len(wave.lengths) for wave in entry.waves) == layout(8).prompts
     assert world.refs.live == 0

@@ -11,6 +11,8 @@ from configs.gpus import gpu_kind
 from configs.load import load_config
 from configs.schema import Pipeline, Stage
 from configs.schema.ppo import PPOStage
+from orchestrator.estimate.estimate import estimate
+from orchestrator.estimate.fits import check_fits
 from orchestrator.plan import Machine, make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,8 @@ SIZES = {
     "ppo-70b-64gpu": Size(8, 8, "h100-80gb"),
     "ppo-30b-moe-64gpu": Size(8, 8, "h200-141gb"),
 }
+HEADROOM = 0.06
+"""Of a GPU's memory, left at the estimated peak."""
 ON_GPUS = [path for path in RECIPES if path.stem in SIZES]
 
 
@@ -80,6 +84,17 @@ def test_no_engine_needs_more_gpus_than_a_node_has(path: Path) -> None:
     for name, group in make_plan(config, cluster(size)).groups.items():
         in_one_node = name in config.cluster.groups and config.cluster.groups[name].strategy == "strict_pack"
         assert not in_one_node or group.num_bundles * group.gpus_per_bundle <= size.gpus_per_node
+
+
+@pytest.mark.parametrize("path", ON_GPUS, ids=lambda path: path.stem)
+def test_a_recipe_for_gpus_fits_with_room_to_be_wrong(path: Path) -> None:
+    config = on_gpus(path)
+    plan = make_plan(config, cluster(SIZES[path.stem]))
+    found = estimate(config, plan, None, {})
+    check_fits(found, plan, stage="ppo")
+    for name, group in found.groups.items():
+        assert group.limit_bytes is not None and group.headroom_bytes is not None, name
+        assert group.headroom_bytes >= HEADROOM * group.limit_bytes, (name, group.peak)
 
 
 @pytest.mark.parametrize("path", ON_GPUS, ids=lambda path: path.stem)
