@@ -8,6 +8,7 @@ renames nothing, so nothing in a run directory may rely on it. `actors.local_fil
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 import uuid
@@ -21,8 +22,9 @@ from actors.errors import PreceptorError, UserError
 from configs.secrets import ALLOWED, holds_secret
 
 LOCAL_SCHEMES = ("file", "local")
+CONFLICT = "ConditionalRequestConflict"
+"""What S3 says (409) to one of two creates of one moment. Asked again it has an answer."""
 CREATE_TRIES = 5
-"""Of a create that met another at the same moment: S3 then answers 409, and the next answer is one or the other."""
 
 
 def run_path(text: str, key: str = "run.dir") -> Path:
@@ -84,6 +86,7 @@ def naming(path: Path, done: str) -> Iterator[None]:
     except (FileExistsError, PreceptorError):
         raise
     except Exception as error:
+        # every store's library has exceptions of its own, which are no OSError
         raise PreceptorError(f"{path} can't be {done}: {reason(error)}") from error
 
 
@@ -92,17 +95,14 @@ def read_bytes(path: Path) -> bytes:
     if is_local(path):
         return path.read_bytes()
     store, name = object_of(path)
-    missing: FileNotFoundError | None = None
-    with naming(path, "read"):
-        try:
+    try:
+        with naming(path, "read"):
             found: bytes = store.cat_file(name)
-        except FileNotFoundError as error:
-            missing = FileNotFoundError(2, "No such object", str(path))
-            missing.__cause__ = error
-        else:
-            return found
-    assert missing is not None
-    raise missing
+    except PreceptorError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, "No such object", str(path)) from error
+        raise
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------------- writing
@@ -135,16 +135,15 @@ def create_only(path: Path, data: bytes) -> None:
         for tries in range(1, CREATE_TRIES + 1):
             try:
                 store.pipe_file(name, data, mode="create", **marked)
-            except PermissionError:
-                raise
             except OSError as error:
-                if store.exists(name):
-                    if on_s3 and store.metadata(name).get("writer") == writer:
-                        return
-                    raise FileExistsError(str(path)) from error
-                if tries == CREATE_TRIES:
+                if CONFLICT in str(error.__cause__) and tries < CREATE_TRIES:
+                    time.sleep(0.1 * 2**tries)
+                    continue
+                if isinstance(error, FileNotFoundError | PermissionError) or not store.exists(name):
                     raise
-                time.sleep(0.1 * 2**tries)
+                if on_s3 and store.metadata(name).get("writer") == writer:
+                    return
+                raise FileExistsError(str(path)) from error
             else:
                 return
 
@@ -210,23 +209,16 @@ def require_store(folder: Path, *, key: str = "run.dir") -> None:
     Raises:
         UserError: naming the key and why: no such bucket, no rights, no credentials, nobody answers, or no conditional write.
     """
-    probe = folder / f".probe-{uuid.uuid4().hex}"
-    try:
+    probe, conditional = folder / f".probe-{uuid.uuid4().hex}", False
+    with _usable(folder, key):
         create_only(probe, b"")
         try:
             create_only(probe, b"")
         except FileExistsError:
             conditional = True
-        else:
-            conditional = False
         with naming(probe, "removed"):
             probe.unlink()
-        require_listed(folder, key=key)
-    except FileExistsError as error:
-        raise AssertionError(f"{probe} was there before") from error
-    except PreceptorError as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise _unusable(folder, key, cause) from error
+    require_listed(folder, key=key)
     if not conditional:
         raise UserError(
             f"{key}: the store of {folder} overwrites where it is asked to create, so that two drivers could commit one step; allowed: one "
@@ -237,21 +229,22 @@ def require_store(folder: Path, *, key: str = "run.dir") -> None:
 def require_listed(folder: Path, *, key: str = "run.dir") -> None:
     """UserError where what is under a URL can't be listed. Writes nothing."""
     store, name = object_of(folder)
+    with _usable(folder, key), naming(folder, "read"):
+        try:
+            store.ls(name)
+        except FileNotFoundError as error:
+            # nothing there yet is fine; a bucket that does not exist is an answer of the store's
+            if error.__cause__ is not None:
+                raise
+
+
+@contextmanager
+def _usable(folder: Path, key: str) -> Iterator[None]:
     try:
-        with naming(folder, "read"):
-            try:
-                store.ls(name)
-            except FileNotFoundError as error:
-                # nothing there yet is fine; a bucket that does not exist is an answer of the store's
-                if error.__cause__ is not None:
-                    raise
+        yield
     except PreceptorError as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise _unusable(folder, key, cause) from error
-
-
-def _unusable(folder: Path, key: str, cause: Exception) -> UserError:
-    return UserError(
-        f"{key}: {folder} can't be used: {reason(cause)}; allowed: a bucket that exists, credentials in the environment or in the files "
-        "that its library reads, and the rights to list, read, create and remove objects"
-    )
+        raise UserError(
+            f"{key}: {folder} can't be used: {reason(cause)}; allowed: a bucket that exists, credentials in the environment or in the "
+            "files that its library reads, and the rights to list, read, create and remove objects"
+        ) from error

@@ -20,6 +20,7 @@ from actors.store import run_path
 BUCKET = "preceptor-test"
 ERRORS = {
     403: ("AccessDenied", "Access Denied"),
+    409: ("ConditionalRequestConflict", "A conflicting conditional operation is currently in progress."),
     500: ("InternalError", "We encountered an internal error."),
     503: ("SlowDown", "Please reduce your request rate."),
 }

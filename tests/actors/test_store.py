@@ -179,6 +179,15 @@ def test_a_lost_answer_is_no_other_driver(s3: Server) -> None:
     s3.lose_answers = 0
 
 
+def test_a_create_that_meets_another_is_asked_again(s3: Server) -> None:
+    s3.fail(409, 2)
+    create_only(bucket("conflict/1.json"), b"1")
+    s3.fail(409, 1)
+    with pytest.raises(FileExistsError):
+        create_only(bucket("conflict/1.json"), b"2")
+    assert bucket("conflict/1.json").read_bytes() == b"1"
+
+
 def test_a_store_that_is_away_for_a_moment_is_asked_again(s3: Server) -> None:
     s3.fail(503, 2)
     write_whole(bucket("flaky/a.txt"), b"1")
