@@ -285,11 +285,12 @@ class PPOStep:
                     of_rank[rank_of[key]][key] = lengths[key]
                 packed = [pack(mine, budget) for mine in of_rank]
                 lr = self._learning_rate(step, epoch * ppo.minibatches + minibatch, role)
+                tokens = sum(num_tokens[key] for key in keys)
                 for rank, micro_batches in enumerate(lockstep(packed)):
                     ranks[rank].append(
                         MinibatchShard(
                             micro_batches=micro_batches,
-                            num_tokens=sum(num_tokens[key] for key in keys),
+                            num_tokens=tokens,
                             num_trajectories=len(keys),
                             lr=lr,
                         )
