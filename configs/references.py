@@ -15,27 +15,12 @@ from typing import Any, get_args, get_origin
 from configs.errors import Problem
 from configs.fields import ROOT, STAGES, Kind, describe, field_kind, tag_of
 from configs.schema.base import Section
+from configs.secrets import is_secret
 from configs.yaml_file import Origins, quote, read_value
 
 TOKEN = re.compile(r"(?P<plain>\$\$\{)|\$\{(?P<name>[^{}]*)\}|(?P<open>\$\{)")
 ENVIRONMENT = "env:"
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-SECRET_WORDS = {
-    "KEY",
-    "KEYS",
-    "TOKEN",
-    "SECRET",
-    "SECRETS",
-    "PASSWORD",
-    "PASSWD",
-    "CREDENTIAL",
-    "CREDENTIALS",
-    "APIKEY",
-}
-SECRET_ENDS = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "APIKEY", "CREDENTIALS")
-SECRET_NAMES = {"PRECEPTOR_REGISTRY"}
-"""Variables that hold a secret beside other things: an address with a password in it."""
-
 Path = tuple[str, ...]
 
 
@@ -53,16 +38,6 @@ def escape(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: escape(inner) for key, inner in value.items()}
     return [escape(inner) for inner in value] if isinstance(value, list) else value
-
-
-def is_secret(variable: str) -> bool:
-    """Whether a variable of this name looks like a secret: `HF_TOKEN` does, `MAX_TOKENS` does not."""
-    words = variable.upper().split("_")
-    return (
-        variable.upper() in SECRET_NAMES
-        or bool(SECRET_WORDS & set(words))
-        or any(word.endswith(SECRET_ENDS) for word in words)
-    )
 
 
 class _Bad(Exception):

@@ -1,4 +1,5 @@
-"""Secrets within URLs: found, refused, and never said again. A config is kept with its run, so it must hold none."""
+"""Secrets within URLs, and names of variables that hold one: found, refused, and never said again. A config is kept with its run, so it
+must hold none."""
 
 from __future__ import annotations
 
@@ -10,6 +11,22 @@ _USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s@'\"]*:[^\s@'\"]*
 """`s3://KEY:SECRET@bucket`. A name alone before the `@` is none: Azure writes `abfs://CONTAINER@ACCOUNT...`."""
 _QUERY = re.compile(r"(?i)(?P<name>[?&][^=&\s]*(?:sig|token|secret|password|credential|key)[^=&\s]*=)[^&\s'\"]+")
 """`https://host/file?X-Amz-Signature=...`"""
+
+SECRET_WORDS = {
+    "KEY",
+    "KEYS",
+    "TOKEN",
+    "SECRET",
+    "SECRETS",
+    "PASSWORD",
+    "PASSWD",
+    "CREDENTIAL",
+    "CREDENTIALS",
+    "APIKEY",
+}
+SECRET_ENDS = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "APIKEY", "CREDENTIALS")
+SECRET_NAMES = {"PRECEPTOR_REGISTRY"}
+"""Variables that hold a secret beside other things: an address with a password in it."""
 
 ALLOWED = "a URL without user, password or signature; credentials come from the environment, such as AWS_ACCESS_KEY_ID"
 
@@ -34,3 +51,13 @@ def secrets_in(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
             yield from secrets_in(inner, (*path, str(index)))
     elif isinstance(value, str) and holds_secret(value):
         yield path
+
+
+def is_secret(variable: str) -> bool:
+    """Whether a variable of this name looks like a secret: `HF_TOKEN` does, `MAX_TOKENS` does not."""
+    words = variable.upper().split("_")
+    return (
+        variable.upper() in SECRET_NAMES
+        or bool(SECRET_WORDS & set(words))
+        or any(word.endswith(SECRET_ENDS) for word in words)
+    )

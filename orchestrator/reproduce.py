@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from actors.errors import UserError
+from actors.store import entries, run_path
 from configs.load import parse_config
 from configs.schema import Config, Pipeline, references
 from orchestrator.differences import Difference, Differences, Subject, differences, subject_of_run
@@ -31,8 +31,8 @@ def config_for(found: Sequence[WholeRun], folder: str | None) -> Config:
     """
     values = copy.deepcopy(found[0].run.config)
     values["run"]["dir"] = folder or f"{found[0].run.run_dir}{SUFFIX}"
-    place = Path(values["run"]["dir"]).absolute()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    place = run_path(values["run"]["dir"], "--dir").absolute()
+    if place.exists() and (not place.is_dir() or entries(place)):
         raise UserError(f"--dir: {place} is not empty; allowed: a new or empty folder, such as --dir {place}-2")
     for name, stage in values.get("stages", {}).items():
         stage["run"]["dir"] = f"{values['run']['dir'].rstrip('/')}/{name}"

@@ -110,7 +110,11 @@ def shell(copy: Path, command: str, *, typed: str = "", timeout_s: float = 400.0
     return subprocess.run(
         ["bash", "-c", f"source .venv/bin/activate && {command}"],
         cwd=copy,
-        env=os.environ | {"PYTHONPATH": str(copy.parent / "installed")},
+        env=os.environ
+        | {
+            "PYTHONPATH": str(copy.parent / "installed"),
+            "PRECEPTOR_REGISTRY": f"sqlite:///{copy.parent}/registry.db",
+        },
         input=typed,
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from configs.schema.base import NonNegativeInt, PositiveInt, Section, refuse
+from configs.secrets import is_secret
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=63)]
 """Of an object or namespace: a DNS label."""
@@ -19,7 +20,6 @@ CPU_GROUP, HEAD_GROUP = "cpu", "head"
 """Worker group of all roles that need no GPU; the head, where the driver runs."""
 PINNED = re.compile(r"[\w./:-]+(@sha256:[0-9a-f]{64}|:(?!latest$)[\w][\w.-]{0,127})", re.ASCII)
 PINNED_TEXT = "an image by digest (registry/name@sha256:...) or by a tag other than latest (registry/name:1.2.3)"
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY($|_)", re.IGNORECASE)
 
 
 class TolerationConfig(Section):
@@ -109,6 +109,6 @@ class KubernetesConfig(Section):
                 "queue", f"got {self.queue!r}", "null, as scheduler is 'none'; or scheduler 'kueue' or 'volcano'"
             )
         for name in self.env:
-            if SECRET_NAME.search(name):
+            if is_secret(name):
                 raise refuse(f"env.{name}", "got the name of a secret", "a Secret's name in cluster.kubernetes.secrets")
         return self

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.load import dump_config, load_config
-from configs.references import escape, is_secret, resolve
+from configs.references import escape, resolve
 from configs.schema import Pipeline
 from configs.schema.ppo import PPOStage
+from configs.secrets import is_secret
 from tests.configs.small_files import PPO, lines, load_ppo, problems, write
 
 
