@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actors.local_files import scratch_of
-from actors.store import read_bytes
+from actors.store import entries, read_bytes
 from orchestrator.cli import main
 from tests.object_store import bucket, s3_server
 from tests.resilience.runs import (
@@ -143,10 +143,10 @@ def test_a_run_in_an_object_store_is_the_same(project: Path, reference: Path) ->
         assert digests(run_dir) == digests(reference)
         assert controllers(run_dir) == controllers(reference)
         assert kept(run_dir) == kept(reference) == [3, STEPS]
-        ours, theirs = (sorted(path.name for path in one.iterdir()) for one in (run_dir, reference))
+        ours, theirs = (sorted(path.name for path in entries(one)) for one in (run_dir, reference))
         assert [name for name in theirs if name != "driver.lock"] == ours
         assert hashlib.sha256(read_bytes(run_dir / "export/model.safetensors")).hexdigest() == weights(reference)
-        assert read_bytes(run_dir / "logs/policy-0.log").count(b"Loading weights: 100%") == 2, "of both drivers"
+        assert read_bytes(run_dir / "logs/policy-0.log").count(b"Loading weights: 100%") >= 2, "of both drivers"
         assert not any(scratch_of(run_dir).iterdir()), "nothing of it stays on this machine"
 
         out = project / "from-store"
