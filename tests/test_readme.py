@@ -49,7 +49,7 @@ NOT_RUN = {
 }
 PLACEHOLDERS = {
     "preceptor run CONFIG --dry-run": "preceptor run configs/recipes/bandit.yaml run.dir=runs/not-there --dry-run",
-    "preceptor plan --picture FILE": "preceptor plan configs/recipes/ppo-8b-8gpu.yaml --picture runs/step.png",
+    "preceptor plan CONFIG --picture FILE": "preceptor plan configs/recipes/ppo-8b-8gpu.yaml --picture runs/step.png",
     "preceptor plan CONFIG": "preceptor plan configs/recipes/bandit.yaml",
     "preceptor data inspect CONFIG": "preceptor data inspect configs/recipes/bandit.yaml",
 }

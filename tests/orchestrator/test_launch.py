@@ -53,5 +53,5 @@ def test_a_rank_that_does_not_see_the_run_directory_is_named(tmp_path: Path) -> 
         launched.require_shared(tmp_path / "plan.json")
     assert str(told.value) == (
         f"run.dir: policy rank 1 on node-b does not see {tmp_path}/plan.json; allowed: a folder that all nodes of the cluster share, at "
-        "the same path"
+        "the same path, or the URL of an object store that all of them reach"
     )

@@ -38,7 +38,7 @@ def begun(tmp_path: Path, config: Path) -> Path:
 def stages(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The run directories whose stages are run; nothing is started."""
     ran: list[Path] = []
-    monkeypatch.setattr(jobs, "_run_stages", lambda config, run_dir, progress: ran.append(run_dir))
+    monkeypatch.setattr(jobs, "_run_stages", lambda config, run_dir, progress, recorder: ran.append(run_dir))
     return ran
 
 

@@ -50,19 +50,20 @@ def test_the_pods_read_the_config_that_was_rendered(recipe: str, tmp_path: Path)
     if isinstance(config, Pipeline) and isinstance(read, Pipeline):
         stages = list(zip(config.stages.values(), read.stages.values(), strict=True))
     for before, after in stages:
-        assert without_threads(make_plan(before, None)) == without_threads(make_plan(after, None))  # type: ignore[arg-type]
+        assert of_its_place(make_plan(before, None)) == of_its_place(make_plan(after, None))
         # beyond where it runs nothing is changed
         without: dict[str, Any] = {"run": {"dir"}, "cluster": {"address", "groups", "kubernetes"}, "stages": True}
-        assert without_threads(before.model_dump(exclude=without)) == without_threads(after.model_dump(exclude=without))
+        assert of_its_place(before.model_dump(exclude=without)) == of_its_place(after.model_dump(exclude=without))
         assert after.cluster.address == "auto"
 
 
-def without_threads(value: Any) -> Any:
+def of_its_place(value: Any) -> Any:
+    """Without what says where it runs: threads, and the resources that its pods have."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if not isinstance(value, dict):
         return value
-    return {key: without_threads(one) for key, one in value.items() if not key.startswith("threads")}
+    return {key: of_its_place(one) for key, one in value.items() if not key.startswith(("threads", "resource"))}
 
 
 def threads(recipe: str, *overrides: str) -> dict[str, int]:
