@@ -64,7 +64,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     try:
         made = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_port": 0},
+            head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_port": 0, **ANY_PORT},
         )
         groups = {TRAIN: frozenset[str](), ENGINES: frozenset[str]()}
         for resource in (TRAIN, TRAIN, ENGINES, ENGINES):
