@@ -17,7 +17,7 @@ from configs.errors import ConfigError
 from configs.fields import default_keys
 from configs.load import load_config, parse_config
 from configs.yaml_file import quote
-from orchestrator.registry.from_dir import flat
+from orchestrator.flat import flat
 from orchestrator.registry.records import WholeRun
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from configs.schema import DATA_KEY, STAGE_PREFIX, Config, Pipeline, Stage, refe
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from orchestrator.checkpoints import Checkpoints
+from orchestrator.flat import flat
 from orchestrator.ledger import num_committed
 from orchestrator.lineage import lineage_of, write_lineage
 from orchestrator.machine import local_machine
@@ -81,7 +82,8 @@ def run_or_resume(
         return
     begun = stored_config(folder)
     if begun != config:
-        keys = list(_differing(begun.model_dump(), config.model_dump()))
+        before, now = flat(begun.model_dump()), flat(config.model_dump())
+        keys = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
         listed = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
         raise UserError(
             f"run.dir: {folder} holds the run of another config, which differs in {listed}; allowed: a new or empty folder, or one that "
@@ -89,15 +91,6 @@ def run_or_resume(
         )
     progress.note(f"{folder} holds this run: it goes on")
     resume(config.run.dir, progress, registry=registry)
-
-
-def _differing(before: object, now: object, key: str = "") -> Iterator[str]:
-    """Keys of the values that differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in dict.fromkeys((*before, *now)):
-            yield from _differing(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
-    elif before != now:
-        yield key
 
 
 def resume(run_dir: str, progress: Progress, *, registry: str | None = None) -> None:

@@ -12,12 +12,13 @@ from actors.store import entries, run_path
 from configs.load import parse_config
 from configs.schema import Config, Pipeline, references
 from orchestrator.differences import Difference, Differences, Subject, differences, subject_of_run
+from orchestrator.flat import flat
 from orchestrator.jobs import DryRun, dry_run
 from orchestrator.lineage import code_version
 from orchestrator.plan import plan_json
-from orchestrator.registry.from_dir import flat
 from orchestrator.registry.records import WholeRun
 from orchestrator.sessions import installed_packages, machine_facts
+from orchestrator.surroundings import cluster_address
 
 SUFFIX = "-again"
 
@@ -78,7 +79,7 @@ def _inputs(checked: DryRun, config: Config, then: Subject) -> dict[str, dict[st
     plan: dict[str, Any] = {}
     for (name, stage), planned in zip(stages.items(), checked.plans, strict=True):
         prefix = f"{name}." if name else ""
-        if stage.cluster.address is None:
+        if cluster_address(stage.cluster) is None:
             plan |= {prefix + key: value for key, value in flat(json.loads(plan_json(planned))).items()}
         else:  # what a cluster has is known when it is joined
             plan |= {key: value for key, value in then.facts["plan"].items() if key.startswith(prefix)}

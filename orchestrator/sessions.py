@@ -29,12 +29,11 @@ from orchestrator.lineage import code_version
 from orchestrator.machine import local_machine
 from orchestrator.run_dir import DONE_FILE, LOCK_FILE
 from orchestrator.store_lock import alive
+from orchestrator.surroundings import ray_job
 
 SESSIONS_FOLDER = "sessions"
 FORMAT = 1
 CPU_INFO = Path("/proc/cpuinfo")
-RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the driver of a submitted job."""
 
 EndState = Literal["finished", "stopped", "failed"]
 State = Literal["running", "finished", "stopped", "failed", "lost"]
@@ -113,7 +112,7 @@ def begin_session(run_dir: Path, *, num_gpus: int) -> Session:
         packages=_packages(),
         machine=machine_facts(),
         num_gpus=num_gpus,
-        ray_job=_ray_job(),
+        ray_job=ray_job(),
     )
     begun = {key: value for key, value in asdict(session).items() if key not in ("ended", "state", "error")}
     create_only(_path(run_dir, session.number, "begin"), json.dumps({"format": FORMAT, **begun}, indent=1).encode())
@@ -190,11 +189,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _ray_job() -> str | None:
-    try:
-        job = json.loads(os.environ.get(RAY_JOB_VARIABLE, "{}"))["metadata"]["job_submission_id"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return str(job)

@@ -19,6 +19,7 @@ from actors.errors import PreceptorError, UserError
 from actors.local_files import scratch_of
 from actors.store import create_only
 from configs.schema.run import RunConfig, TrackerName
+from orchestrator.flat import flat
 
 TENSORBOARD_FOLDER = "tensorboard"
 MLFLOW_FILE = "mlflow.db"
@@ -155,7 +156,7 @@ class MLflow:
     def _log_config(self, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        parameters = [Param(key, str(value)[:MLFLOW_VALUE_CHARS]) for key, value in flat(config)]
+        parameters = [Param(key, str(value)[:MLFLOW_VALUE_CHARS]) for key, value in flat(dict(config)).items()]
         for start in range(0, len(parameters), MLFLOW_BATCH):
             self._client.log_batch(self._run, params=parameters[start : start + MLFLOW_BATCH])
 
@@ -229,15 +230,6 @@ def metrics_url() -> str:
     here = ray.get_runtime_context().get_node_id()
     node = next(node for node in ray.nodes() if node["NodeID"] == here)
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-
-
-def flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a config by its path: `policy.optimizer.lr`."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:

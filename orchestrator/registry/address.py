@@ -18,6 +18,9 @@ OFF = "off"
 ALLOWED = "allowed: sqlite:////folder/file.db, postgresql://user@host/database, or off"
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "sqlite": "sqlite"}
 CONNECT_TIMEOUT_S = 10
+SECRET_PARAMETERS = ("password", "sslpassword")
+"""Of an address's query, in libpq's words."""
+HIDDEN = "***"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,17 @@ class Address:
     url: URL
 
     def __str__(self) -> str:
-        return self.url.set(drivername=self.url.get_backend_name()).render_as_string(hide_password=True)
+        hidden = {name: "hidden" for name in SECRET_PARAMETERS if name in self.url.query}
+        shown = self.url.set(drivername=self.url.get_backend_name()).update_query_dict(hidden)
+        return shown.render_as_string(hide_password=True)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What nobody may read."""
+        texts = [self.url.password, *(self.url.normalized_query.get(name, ()) for name in SECRET_PARAMETERS)]
+        return tuple(
+            str(one) for text in texts if text for one in (text if isinstance(text, tuple | list) else (text,))
+        )
 
     @property
     def file(self) -> Path | None:
@@ -36,8 +49,9 @@ class Address:
 
     def without_password(self, text: str) -> str:
         """A library's message, for people."""
-        secret = self.url.password
-        return text.replace(str(secret), "***") if secret else text
+        for secret in self.secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
 
 
 def address_of(option: str | None = None) -> Address | None:
@@ -48,7 +62,7 @@ def address_of(option: str | None = None) -> Address | None:
     """
     if option is not None:
         address = _parse(option, OPTION)
-        if address is not None and (address.url.password is not None or "password" in address.url.query):
+        if address is not None and address.secrets:
             raise UserError(
                 f"{OPTION}: got an address with a password, which the shell's history and the process list would show; allowed: one "
                 f"without, and the password in {VARIABLE}=postgresql://user:password@host/database, PGPASSWORD or ~/.pgpass"

@@ -76,19 +76,6 @@ def find_runs(folder: Path) -> Iterator[Path]:
             yield Path(place)
 
 
-def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """The values in nested sections and lists by their keys' paths: `ppo.kl.controller.coef`, `reward.functions.0.weight`."""
-    if isinstance(value, dict) and value:
-        inner = list(value.items())
-    elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
-        inner = [(str(at), one) for at, one in enumerate(value)]
-    else:
-        return {key: value}
-    return {
-        path: leaf for name, one in inner for path, leaf in flat(one, f"{key}.{name}" if key else str(name)).items()
-    }
-
-
 def run_id_of(run_dir: Path) -> str | None:
     """Of the run in a folder; None where there is none. Runs of versions that kept no sessions are known by config and place."""
     if sessions := read_sessions(run_dir):

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.flat import flat
 from orchestrator.progress import duration
-from orchestrator.registry.from_dir import flat
 from orchestrator.registry.records import RunRecord, WholeRun
 from orchestrator.report.numbers import counted, short
 

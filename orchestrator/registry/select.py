@@ -12,7 +12,7 @@ from typing import Any
 from actors.errors import UserError
 from configs.errors import ConfigError
 from configs.yaml_file import quote, read_value
-from orchestrator.registry.from_dir import flat
+from orchestrator.flat import flat
 from orchestrator.registry.records import RunRecord
 
 CONDITION = re.compile(r"\s*([\w./-]+)\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*")

@@ -50,7 +50,7 @@ def test_the_pods_read_the_config_that_was_rendered(recipe: str, tmp_path: Path)
     if isinstance(config, Pipeline) and isinstance(read, Pipeline):
         stages = list(zip(config.stages.values(), read.stages.values(), strict=True))
     for before, after in stages:
-        assert of_its_place(make_plan(before, None)) == of_its_place(make_plan(after, None))
+        assert of_its_place(make_plan(before, None)) == of_its_place(make_plan(after, None))  # type: ignore[arg-type]
         # beyond where it runs nothing is changed
         without: dict[str, Any] = {"run": {"dir"}, "cluster": {"address", "groups", "kubernetes"}, "stages": True}
         assert of_its_place(before.model_dump(exclude=without)) == of_its_place(after.model_dump(exclude=without))

@@ -224,7 +224,9 @@ def test_an_address_that_is_none_is_refused_without_its_password(
     assert str(caught.value) == f"{said}; allowed: sqlite:////folder/file.db, postgresql://user@host/database, or off"
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:secret@h/d", "postgres://u@h/d?password=secret"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:secret@h/d", "postgres://u@h/d?password=secret", "postgres://u@h/d?sslpassword=secret"]
+)
 def test_a_password_on_the_command_line_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="--registry: got an address with a password") as caught:
         address_of(url)
@@ -241,6 +243,17 @@ def test_the_address_is_the_options_then_the_environments_then_the_users_own(
     monkeypatch.delenv("PRECEPTOR_REGISTRY")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert str(address_of()) == f"sqlite:///{tmp_path}/preceptor/registry.db"
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:hunter2@h/d", "postgresql://u@h/d?password=hunter2&sslpassword=hunter3"]
+)
+def test_an_address_is_told_without_what_is_secret_in_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRECEPTOR_REGISTRY", url)
+    address = address_of()
+    assert address is not None
+    assert "hunter" not in str(address)
+    assert "hunter" not in address.without_password(f"could not connect with {url}")
 
 
 def test_a_server_that_does_not_answer_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
