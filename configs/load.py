@@ -8,6 +8,7 @@ starts anew, as its other keys belong to another kind. Then references (`configs
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,10 +309,20 @@ def _problem(item: Any, origins: Origins, root: Kind) -> Problem:
     return Problem(key=".".join(path), got=got, allowed=allowed, origin=_origin(origins, path))
 
 
+def _num_shared(a: Sequence[str], b: Sequence[str]) -> int:
+    """Parts that two paths begin with together."""
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def _unknown_key(path: tuple[str, ...], known: Sequence[str]) -> tuple[str, str]:
     near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6) or [k for k in known if k.startswith(path[-1])]
     if not near:
-        elsewhere = {row.key for stage in STAGES for row in describe(stage) if row.key.split(".")[-1] == path[-1]}
-        near = sorted(elsewhere, key=len)[:1]
+        # a variant's name is no part of a key, and a pipeline's keys are a stage's
+        keys = {re.sub(r"\[\w+\]", "", row.key) for stage in STAGES for row in describe(stage)}
+        within = path[2:] if path[0] == "stages" else path
+        near = sorted(
+            (key for key in keys if key.split(".")[-1] == path[-1]),
+            key=lambda key: (-_num_shared(key.split("."), within), len(key), key),
+        )[:1]
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown key{hint}", either(list(known))

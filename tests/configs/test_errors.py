@@ -262,3 +262,12 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
     (said,) = lines(tmp_path / "latin.yaml")
     assert said.startswith("config file latin.yaml can't be read as UTF-8 text: ")
+
+
+def test_a_key_that_is_deeper_is_named_from_the_root(ppo: Path) -> None:
+    found = problems(ppo, "policy.lr=1e-6", "ppo.kl.coef=0.1")
+    hints = [problem.partition("?")[0] for problem in found]
+    assert hints == [
+        "policy.lr: unknown key (did you mean 'policy.optimizer.lr'",
+        "ppo.kl.coef: unknown key (did you mean 'ppo.kl.controller.coef'",
+    ]
