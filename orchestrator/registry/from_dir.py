@@ -145,7 +145,9 @@ def _steps(folder: Path, config: Stage) -> list[StepRecord]:
             entry = ppo.read(number)
             found.append(step_record(number, entry.metrics, digest=entry.digests.step))
         evaluations = read_evaluations(folder / EVALUATIONS_FOLDER, ppo.last_step())
-        return [*found, *(step_record(one.step, one.metrics, kind="evaluation") for one in evaluations)]
+        found += [step_record(one.step, one.metrics, kind="evaluation") for one in evaluations]
+        # as the registry gives them
+        return sorted(found, key=lambda one: (one.step, one.kind))
     ledger = Ledger(folder, SupervisedEntry)
     for number in range(1, ledger.last_step() + 1):
         one = ledger.read(number)
