@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -103,6 +104,24 @@ def read_bytes(path: Path) -> bytes:
             raise FileNotFoundError(errno.ENOENT, "No such object", str(path)) from error
         raise
     return found
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file; None where there is none. `exists` and `is_file` of fsspec take a store that fails for one that says no.
+
+    Raises:
+        PreceptorError: naming what can't be asked for.
+    """
+    with naming(path, "read"):
+        try:
+            if is_local(path):
+                local = path.stat()
+                return local.st_size if stat.S_ISREG(local.st_mode) else None
+            store, name = object_of(path)
+            found = store.info(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    return int(found["size"]) if found["type"] == "file" else None
 
 
 # ------------------------------------------------------------------------------------------------------------------- writing

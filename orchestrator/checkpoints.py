@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import PreceptorError
-from actors.store import create_only, make_folder, read_bytes, remove_tree, write_whole
+from actors.store import create_only, entries, make_folder, naming, read_bytes, remove_tree, size_of, write_whole
 from actors.tasks import WrittenFile
 
 MANIFEST = "manifest.json"
+
+
+class Damaged(PreceptorError):
+    """A file of a checkpoint is not there, or was read whole and is not what the manifest says. A store that fails is neither."""
 
 
 class Checkpoints:
@@ -32,7 +36,7 @@ class Checkpoints:
     def prepare(self, step: int) -> Path:
         """An empty folder for this step; what an interrupted attempt left there goes."""
         folder = self.folder(step)
-        if (folder / MANIFEST).exists():
+        if self.has(step):
             raise PreceptorError(
                 f"{folder} is a whole checkpoint already: another driver works on this run directory; this one stops"
             )
@@ -62,21 +66,22 @@ class Checkpoints:
             ) from None
         for old in sorted(set(self.steps()[: -self._keep]) - set(spare)):
             # the manifest goes first, so that a half-removed folder is never taken for a checkpoint
-            (self.folder(old) / MANIFEST).unlink()
+            _remove(self.folder(old) / MANIFEST)
             remove_tree(self.folder(old))
 
     def has(self, step: int) -> bool:
-        return (self.folder(step) / MANIFEST).exists()
+        return size_of(self.folder(step) / MANIFEST) is not None
 
     def steps(self) -> list[int]:
         """Whole checkpoints, oldest first."""
-        return sorted(int(path.parent.name) for path in self._folder.glob(f"*/{MANIFEST}"))
+        return sorted(int(path.name) for path in entries(self._folder) if size_of(path / MANIFEST) is not None)
 
     def newest(self, last_committed: int, note: Callable[[str], None]) -> int:
         """Step of the newest checkpoint that is whole, 0 where there is none. Damaged ones on the way are set aside, with a note.
 
         Raises:
-            PreceptorError: where a checkpoint is newer than the last committed step, which never happens by itself.
+            PreceptorError: where a checkpoint is newer than the last committed step, which never happens by itself; where one can't be
+                read: a store that fails now and then must not cost a good checkpoint.
         """
         found = self.steps()
         if found and found[-1] > last_committed:
@@ -87,24 +92,28 @@ class Checkpoints:
         for step in reversed(found):
             try:
                 self.state(step)
-            except PreceptorError as error:
+            except Damaged as error:
                 manifest = self.folder(step) / MANIFEST
                 # no rename: a store has none
-                if manifest.exists():
+                if self.has(step):
                     write_whole(manifest.with_suffix(".damaged"), read_bytes(manifest))
-                    manifest.unlink()
+                    _remove(manifest)
                 note(f"{error}. It is left out; an older checkpoint and the stored trajectories give the same weights")
             else:
                 return step
         return 0
 
     def can_be_best(self, step: int, note: Callable[[str], None]) -> bool:
-        """Whether this step's checkpoint is there and whole. A damaged one is told: an export of it could never be made."""
+        """Whether this step's checkpoint is there and whole. A damaged one is told: an export of it could never be made.
+
+        Raises:
+            PreceptorError: where it can't be read.
+        """
         if not self.has(step):
             return False
         try:
             self.state(step)
-        except PreceptorError as error:
+        except Damaged as error:
             note(f"{error}. Its evaluation no longer counts for the best")
             return False
         return True
@@ -113,28 +122,39 @@ class Checkpoints:
         """The orchestrator's part of a checkpoint; checks that every file is there, whole.
 
         Raises:
-            PreceptorError: naming a file that is missing or damaged.
+            Damaged: naming a file that is missing or damaged.
+            PreceptorError: naming a file that can't be read.
         """
         folder = self.folder(step)
+        if size_of(folder / MANIFEST) is None:
+            raise Damaged(f"checkpoint file {folder / MANIFEST} is missing or damaged: there is none")
+        with naming(folder / MANIFEST, "read"):
+            data = read_bytes(folder / MANIFEST)
         try:
-            manifest = json.loads(read_bytes(folder / MANIFEST))
+            manifest = json.loads(data)
             files = [
                 (role, file["name"], file["bytes"], file["sha256"])
                 for role in manifest["files"]
                 for file in manifest["files"][role]
             ]
             state = dict(manifest["state"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise PreceptorError(f"checkpoint file {folder / MANIFEST} is missing or damaged: {error}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise Damaged(f"checkpoint file {folder / MANIFEST} is missing or damaged: {error}") from error
         for role, name, num_bytes, sha256 in files:
             path = folder / role / name
-            if not path.is_file() or path.stat().st_size != num_bytes or sha256_of(path) != sha256:
-                raise PreceptorError(
+            if size_of(path) != num_bytes or sha256_of(path) != sha256:
+                raise Damaged(
                     f"checkpoint file {path} is missing or damaged: its manifest says {num_bytes} bytes, sha256 {sha256}"
                 )
         return state
 
 
 def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
+    """Raises PreceptorError where the file can't be read to its end."""
+    with naming(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    with naming(path, "removed"):
+        path.unlink()

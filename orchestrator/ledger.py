@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from actors.algorithms.moments import Moments
 from actors.errors import PreceptorError
-from actors.store import create_only, read_bytes, reason
+from actors.store import create_only, entries, read_bytes, reason
 from actors.tasks import Busy, WaveSummary, WrittenFile
 
 FORMAT = 1
@@ -154,7 +154,7 @@ class Ledger(Generic[Entry]):
 
     def last_step(self) -> int:
         """Newest committed step, 0 where there is none. A gap is an error: something was deleted."""
-        names = [path.name for path in self._folder.glob("*.json")]
+        names = [path.name for path in entries(self._folder)]
         steps = sorted(int(name.removesuffix(".json")) for name in names if ENTRY_NAME.fullmatch(name))
         if steps != list(range(1, len(steps) + 1)):
             missing = sorted(set(range(1, steps[-1] + 1)) - set(steps))

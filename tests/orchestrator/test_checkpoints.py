@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 
 from actors.errors import PreceptorError
+from actors.store import run_path, write_whole
 from actors.tasks import WrittenFile
 from orchestrator.checkpoints import Checkpoints
+from orchestrator.ledger import Ledger, SupervisedEntry
+from tests.object_store import bucket, forget_clients, s3_server
 
 
 def write(checkpoints: Checkpoints, step: int, *, commit: bool = True) -> Path:
@@ -120,3 +125,123 @@ def test_only_a_whole_one_can_be_exported_as_the_best(tmp_path: Path) -> None:
     (note,) = notes
     assert f"{file} is missing or damaged" in note
     assert "no longer counts for the best" in note
+
+
+# ---------------------------------------------------------------------------------------------------------- stores that fail
+
+
+def stored(run_dir: Path) -> Checkpoints:
+    """With one whole checkpoint, of step 1."""
+    checkpoints = Checkpoints(run_dir, keep=2)
+    write_whole(checkpoints.folder(1) / "policy" / "state-0", b"weights")
+    file = WrittenFile(name="state-0", sha256=hashlib.sha256(b"weights").hexdigest(), num_bytes=7)
+    checkpoints.commit(1, {"policy": [file]}, {"step": 1})
+    return checkpoints
+
+
+@pytest.fixture
+def memory() -> Path:
+    fsspec.filesystem("memory").store.clear()
+    return run_path("memory://run")
+
+
+@pytest.mark.parametrize("error", [OSError("SlowDown"), TimeoutError("Read timeout"), RuntimeError("HTTPClientError")])
+@pytest.mark.parametrize(
+    ("asked", "file"),
+    [
+        ("ls", "checkpoints"),
+        ("info", "checkpoints/00000001/manifest.json"),
+        ("cat_file", "checkpoints/00000001/manifest.json"),
+        ("info", "checkpoints/00000001/policy/state-0"),
+        ("_open", "checkpoints/00000001/policy/state-0"),
+    ],
+)
+def test_a_store_that_fails_costs_no_checkpoint(
+    memory: Path, monkeypatch: pytest.MonkeyPatch, asked: str, file: str, error: Exception
+) -> None:
+    """Each request that a resume makes fails once."""
+    checkpoints = stored(memory)
+    store = fsspec.get_filesystem_class("memory")
+    real = getattr(store, asked)
+
+    def fail(self: Any, path: str, *args: Any, **options: Any) -> Any:
+        if path.endswith(file):
+            raise error
+        return real(self, path, *args, **options)
+
+    for ask in (lambda: checkpoints.newest(1, pytest.fail), lambda: checkpoints.can_be_best(1, pytest.fail)):
+        if asked == "ls" and ask() is True:
+            continue  # it lists nothing
+        with monkeypatch.context() as patch:
+            patch.setattr(store, asked, fail)
+            with pytest.raises(PreceptorError, match=rf"^memory://run/{file} can't be (read|listed): .*{error}"):
+                ask()
+        assert whole(checkpoints, 1) == (1, [])
+
+
+def test_a_store_that_fails_loses_nothing_to_the_next_attempt_at_a_step(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = stored(memory)
+
+    def fail(*_: object, **__: object) -> None:
+        raise TimeoutError("Read timeout")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fsspec.get_filesystem_class("memory"), "info", fail)
+        with pytest.raises(PreceptorError, match=r"manifest.json can't be read: Read timeout"):
+            checkpoints.prepare(1)
+        with pytest.raises(PreceptorError, match=r"manifest.json can't be read: Read timeout"):
+            checkpoints.has(1)
+    assert checkpoints.state(1) == {"step": 1}
+
+
+def test_what_can_not_be_removed_or_listed_is_named(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = stored(memory)
+    write_whole(checkpoints.folder(1) / "manifest.json", b"{")
+
+    def fail(*_: object, **__: object) -> None:
+        raise TimeoutError("Read timeout")
+
+    store = fsspec.get_filesystem_class("memory")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "rm", fail)
+        patch.setattr(store, "rm_file", fail)
+        with pytest.raises(PreceptorError, match=r"^memory://run/.*/manifest.json can't be removed: Read timeout"):
+            checkpoints.newest(1, pytest.fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "ls", fail)
+        with pytest.raises(PreceptorError, match=r"^memory://run/ledger can't be listed: Read timeout"):
+            Ledger(memory, SupervisedEntry).last_step()
+
+
+def test_a_damaged_one_in_a_store_is_still_set_aside(memory: Path) -> None:
+    for damage in (b"WEIGHTS", b"weight", b""):
+        checkpoints = stored(memory)
+        write_whole(checkpoints.folder(1) / "policy" / "state-0", damage)
+        step, (note,) = whole(checkpoints, 1)
+        assert step == 0
+        assert "state-0 is missing or damaged" in note
+    checkpoints = stored(memory)
+    (checkpoints.folder(1) / "policy" / "state-0").unlink()
+    assert whole(checkpoints, 1)[0] == 0
+
+
+def test_an_outage_of_s3_during_a_resume_costs_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server() as s3:
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        forget_clients()
+        checkpoints = stored(bucket("outage"))
+        steps = Checkpoints.steps
+
+        def listed(self: Checkpoints) -> list[int]:
+            found = steps(self)
+            s3.fail(503, 1000)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "steps", listed)
+            with pytest.raises(PreceptorError, match=r"^s3://.*/00000001/manifest.json can't be read: "):
+                checkpoints.newest(1, pytest.fail)
+        s3.fail(503, 0)
+        assert whole(checkpoints, 1) == (1, [])

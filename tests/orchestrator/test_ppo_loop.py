@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from actors.algorithms.kl_controller import FixedKLController
-from actors.errors import PreceptorError
-from orchestrator.checkpoints import Checkpoints
+from orchestrator.checkpoints import Checkpoints, Damaged
 from orchestrator.evaluation import Evaluation
 from orchestrator.ppo_loop import Position, PPOLoop
 from tests.orchestrator.small_stages import stage
@@ -38,7 +37,7 @@ class Stored(Checkpoints):
 
     def state(self, step: int) -> dict[str, Any]:
         if step in self._damaged:
-            raise PreceptorError(f"checkpoint {step} is damaged")
+            raise Damaged(f"checkpoint {step} is damaged")
         return {}
 
 
