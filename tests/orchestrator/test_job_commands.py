@@ -71,6 +71,14 @@ def told(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
             ["submit", "reward.yaml", "--address", "127.0.0.1:8265"],
             "preceptor: address: got '127.0.0.1:8265'; allowed: the Ray dashboard's, such as http://127.0.0.1:8265\n",
         ),
+        *(
+            (
+                ["jobs", "--address", address],
+                "preceptor: address: got one with a user, password, query or fragment; allowed: the Ray dashboard's, such as "
+                "http://127.0.0.1:8265, and a token in RAY_AUTH_TOKEN\n",
+            )
+            for address in ("http://u:pw@127.0.0.1:1", "http://127.0.0.1:1?token=x", "u:pw@127.0.0.1:1")
+        ),
         (["stop", "x", "--timeout-s", "0"], "preceptor: --timeout-s: got 0; allowed: more than 0\n"),
         *(
             (
