@@ -137,12 +137,15 @@ def _lengths(arguments: argparse.Namespace) -> Lengths:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    check_run_dir(arguments.run_dir)
+    from orchestrator.surroundings import place_of_run
+
+    run_dir = place_of_run(arguments.run_dir)
+    check_run_dir(run_dir)
     from orchestrator import jobs
     from orchestrator.progress import Progress
 
     with Progress() as progress:
-        jobs.export(arguments.run_dir, arguments.out, role=arguments.role, step=arguments.step, progress=progress)
+        jobs.export(run_dir, arguments.out, role=arguments.role, step=arguments.step, progress=progress)
 
 
 def _schema(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema.run import ClusterConfig
+from orchestrator import cli
 from orchestrator.surroundings import RAY_JOB, cluster_address, place_of_run, ray_job
 
 JOB = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1", "job_name": "x"}})
@@ -58,3 +59,13 @@ def test_a_jobs_relative_run_directory_is_not_in_its_working_directory(monkeypat
     assert place_of_run("runs/demo") == "s3://bucket/team/runs/demo"
     assert place_of_run("/elsewhere/demo") == "/elsewhere/demo"
     assert place_of_run("s3://other/demo") == "s3://other/demo"
+
+
+def test_a_job_exports_a_run_from_where_runs_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(RAY_JOB, JOB)
+    monkeypatch.setenv("PRECEPTOR_RUNS", str(tmp_path))
+    (tmp_path / "runs/x").mkdir(parents=True)
+    assert cli.main(["export", "runs/x", "out/p"]) == 2
+    assert f"preceptor: {tmp_path}/runs/x holds no run" in capsys.readouterr().err
