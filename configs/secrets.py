@@ -7,10 +7,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s@'\"]*:[^\s@'\"]*@")
-"""`s3://KEY:SECRET@bucket`. A name alone before the `@` is none: Azure writes `abfs://CONTAINER@ACCOUNT...`."""
-_QUERY = re.compile(r"(?i)(?P<name>[?&][^=&\s]*(?:sig|token|secret|password|credential|key)[^=&\s]*=)[^&\s'\"]+")
-"""`https://host/file?X-Amz-Signature=...`"""
+_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)"
+_PASSWORD = re.compile(_SCHEME + r"[^\s/?#@'\"\[]*:(?!\d{1,5}(?:[/?#'\"\s]|$))[^\s'\"]*@")
+"""`s3://KEY:SECRET@bucket`. A secret may have slashes in it, where the text before the first one still is no host and port."""
+_USER = re.compile(_SCHEME + r"(?i:(?<!\babfs://)(?<!\babfss://)(?<!\baz://))[^\s/?#'\"]*@")
+"""`https://TOKEN@host`. With Azure's schemes a name before the `@` is a container: `abfs://CONTAINER@ACCOUNT...`."""
+_QUERY = re.compile(
+    r"(?i)(?P<name>[?&#](?:[^=&\s]*(?:sig|token|secret|passw|passphrase|pwd|credential|key|auth(?!or))[^=&\s]*|sas)=)[^&\s'\"]+"
+)
+"""`https://host/file?X-Amz-Signature=...`, `https://host/file#access_token=...`"""
 
 SECRET_WORDS = {
     "KEY",
@@ -38,7 +43,11 @@ def holds_secret(text: str) -> bool:
 
 def without_secrets(text: str) -> str:
     """The text, with `***` where its URLs hold something that nobody may read."""
-    return _QUERY.sub(r"\g<name>***", _USER.sub(r"\g<scheme>***@", text)) if "://" in text else text
+    if "://" not in text:
+        return text
+    for user in (_PASSWORD, _USER):
+        text = user.sub(r"\g<scheme>***@", text)
+    return _QUERY.sub(r"\g<name>***", text)
 
 
 def secrets_in(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -98,6 +98,11 @@ class RayJobs:
         Raises:
             UserError: where it is none, or no job server answers there.
         """
+        if set(address) & set("@?#"):  # what may hold a password or token is not repeated
+            raise UserError(
+                "address: got one with a user, password, query or fragment; allowed: the Ray dashboard's, such as http://127.0.0.1:8265, "
+                "and a token in RAY_AUTH_TOKEN"
+            )
         if not re.fullmatch(r"https?://[^/\s]+/?", address):
             raise UserError(f"address: got {address!r}; allowed: the Ray dashboard's, such as http://127.0.0.1:8265")
         self.address = address.rstrip("/")

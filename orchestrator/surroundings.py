@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from actors.errors import UserError
 from configs.schema.run import ClusterConfig
 
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -40,7 +41,19 @@ def ray_job() -> str | None:
 
 
 def place_of_run(run_dir: str) -> str:
-    """Where a run directory is: as it is given, but a job's relative one under $PRECEPTOR_RUNS (without that, ~/preceptor)."""
+    """Where a run directory is: as it is given, but a job's relative one under $PRECEPTOR_RUNS (without that, ~/preceptor).
+
+    What it returns it gives back unchanged.
+
+    Raises:
+        UserError: for a relative $PRECEPTOR_RUNS, which would lie in the job's copy of the working directory.
+    """
     if ray_job() is None or "://" in run_dir or Path(run_dir).is_absolute():
         return run_dir
-    return f"{os.environ.get(RUNS) or str(Path(HOME).expanduser())}/{run_dir}"
+    text = os.environ.get(RUNS) or HOME
+    runs = text if "://" in text else os.path.expanduser(text)
+    if "://" not in runs and not Path(runs).is_absolute():
+        raise UserError(
+            f"{RUNS}: got {text!r}; allowed: an absolute path or a URL, for a job's own folder is gone with it"
+        )
+    return f"{runs.rstrip('/')}/{run_dir}"

@@ -59,6 +59,22 @@ def add_registry(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_skip_memory_check(parser: argparse._ActionsContainer) -> None:
+    """For commands that start a run."""
+    parser.add_argument(
+        "--skip-memory-check", action="store_true", help="start even where the estimate says that memory will not do"
+    )
+
+
+def add_resume_if_begun(parser: argparse._ActionsContainer) -> None:
+    """For commands that a machine may try again."""
+    parser.add_argument(
+        "--resume-if-begun",
+        action="store_true",
+        help="go on where run.dir holds the run of this very config: for schedulers that try again",
+    )
+
+
 def check_run_dir(run_dir: str) -> None:
     """BadInput where a run directory on this machine is none."""
     if "://" not in run_dir and not Path(run_dir).is_dir():

@@ -6,7 +6,15 @@ import argparse
 import json
 from pathlib import Path
 
-from orchestrator.commands.base import FAILED, FINE, BadInput, Commands, add_registry, console
+from orchestrator.commands.base import (
+    FAILED,
+    FINE,
+    BadInput,
+    Commands,
+    add_registry,
+    add_skip_memory_check,
+    console,
+)
 
 RUN = "a run directory, or the beginning of a run's id"
 STATES = ("running", "finished", "stopped", "failed", "lost")
@@ -35,6 +43,7 @@ def register(commands: Commands) -> None:
     again.add_argument(
         "--check", action="store_true", help="only say what is not the same; exit code 0: nothing, 1: something"
     )
+    add_skip_memory_check(again)
     again.set_defaults(resumable=True)
     add_registry(again)
 
@@ -145,6 +154,10 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         return FAILED
     if arguments.check:
         return FINE
+    if not arguments.skip_memory_check:
+        from orchestrator.estimate.preflight import check_memory
+
+        check_memory(config)
     from orchestrator import jobs
 
     arguments.run_dir = config.run.dir

@@ -10,7 +10,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.base import BadInput, Commands, add_config, console
+from orchestrator.commands.base import (
+    BadInput,
+    Commands,
+    add_config,
+    add_registry,
+    add_resume_if_begun,
+    add_skip_memory_check,
+    console,
+)
 
 if TYPE_CHECKING:
     from configs.schema import Config
@@ -49,6 +57,9 @@ def register(commands: Commands) -> None:
         "--driver-on", metavar="RESOURCE", help="Ray custom resource of the driver's node; default: the head"
     )
     submit.add_argument("--follow", action="store_true", help="show what the job prints until it ends")
+    add_skip_memory_check(submit)
+    add_resume_if_begun(submit)
+    add_registry(submit)
     listing = commands.add("jobs", _jobs, "list the jobs of a Ray cluster")
     listing.add_argument("--json", action="store_true", help="as JSON")
     logs = commands.add("logs", _logs, "show what a job has printed")
@@ -81,12 +92,20 @@ def _submit(arguments: argparse.Namespace) -> None:
     for stage in config.stages.values() if isinstance(config, Pipeline) else [config]:
         make_plan(stage, None)
     _require_uploaded(config, folder)
+    if not arguments.skip_memory_check:
+        from orchestrator.estimate.preflight import check_memory
+
+        check_memory(config, here=False)
+    if arguments.registry is not None:
+        from orchestrator.registry.address import address_of
+
+        address_of(arguments.registry)
     from orchestrator.ray_jobs import RUN_DIR_KEY, JobRequest
 
     ray_jobs = _cluster(arguments)
     job = ray_jobs.submit(
         JobRequest(
-            entrypoint=shlex.join(["python", "-m", "orchestrator", "run", config_path, *arguments.overrides]),
+            entrypoint=_entrypoint(arguments, config_path),
             name=arguments.name,
             working_dir=folder,
             env=env,
@@ -176,6 +195,16 @@ def _follow(ray_jobs: RayJobs, job: str) -> None:
     if state.status != "SUCCEEDED":
         raise PreceptorError(f"job {job}: {state.status}")
     print(f"job {job}: {state.status}")
+
+
+def _entrypoint(arguments: argparse.Namespace, config_path: str) -> str:
+    """What the job runs: the same run as here, with the options that are the run's."""
+    options = [
+        *(["--skip-memory-check"] if arguments.skip_memory_check else []),
+        *(["--resume-if-begun"] if arguments.resume_if_begun else []),
+        *(["--registry", arguments.registry] if arguments.registry is not None else []),
+    ]
+    return shlex.join(["python", "-m", "orchestrator", "run", *options, config_path, *arguments.overrides])
 
 
 def _within(folder: Path, config: str) -> str:

@@ -6,7 +6,16 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.base import BadInput, Commands, add_config, add_registry, check_run_dir, console
+from orchestrator.commands.base import (
+    BadInput,
+    Commands,
+    add_config,
+    add_registry,
+    add_resume_if_begun,
+    add_skip_memory_check,
+    check_run_dir,
+    console,
+)
 
 if TYPE_CHECKING:
     from orchestrator.estimate.steps import Lengths
@@ -21,14 +30,8 @@ def register(commands: Commands) -> None:
     run.add_argument(
         "--dry-run", action="store_true", help="check config, plan, data, models and run directory; start nothing"
     )
-    run.add_argument(
-        "--skip-memory-check", action="store_true", help="start even where the estimate says that memory will not do"
-    )
-    run.add_argument(
-        "--resume-if-begun",
-        action="store_true",
-        help="go on where run.dir holds the run of this very config: for schedulers that try again",
-    )
+    add_skip_memory_check(run)
+    add_resume_if_begun(run)
     add_registry(run)
     add_config(run)
     run.set_defaults(resumable=True)
@@ -137,12 +140,15 @@ def _lengths(arguments: argparse.Namespace) -> Lengths:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    check_run_dir(arguments.run_dir)
+    from orchestrator.surroundings import place_of_run
+
+    run_dir = place_of_run(arguments.run_dir)
+    check_run_dir(run_dir)
     from orchestrator import jobs
     from orchestrator.progress import Progress
 
     with Progress() as progress:
-        jobs.export(arguments.run_dir, arguments.out, role=arguments.role, step=arguments.step, progress=progress)
+        jobs.export(run_dir, arguments.out, role=arguments.role, step=arguments.step, progress=progress)
 
 
 def _schema(arguments: argparse.Namespace) -> None:

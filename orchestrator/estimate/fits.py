@@ -12,7 +12,7 @@ from orchestrator.plan_records import Plan
 GIB = 1024**3
 LARGEST = 6
 """Items of a role that a message lists; the rest is summed up."""
-OVERRULE = "`preceptor run --skip-memory-check` starts it all the same"
+OVERRULE = "`--skip-memory-check` starts it all the same"
 
 
 def check_fits(estimate: Estimate, plan: Plan, *, stage: str) -> None:

@@ -39,17 +39,20 @@ class PlannedStage:
         )
 
 
-def plan_stages(config: Config, lengths: Lengths | None = None) -> dict[str, PlannedStage]:
+def plan_stages(config: Config, lengths: Lengths | None = None, *, here: bool = True) -> dict[str, PlannedStage]:
     """By the stage's name in a pipeline, else by its kind. `lengths`: mean tokens, where the user gave them.
+
+    `here`: whether the run would be started by this machine; else nothing of this one is held against it.
 
     Raises:
         ConfigError: where a stage cannot run on this machine, or the config names groups that there are not, or an unknown kind of GPU.
     """
     check_groups(config)
     stages = stages_of(config)
-    machines = {name: _machine_for(stage) for name, stage in stages.items()}
+    machines = {name: _machine_for(stage) if here else None for name, stage in stages.items()}
     plans = {name: make_plan(stage, machines[name]) for name, stage in stages.items()}
-    estimates = full_estimates(config, plans, machines=machines, machine_bytes=local_memory_bytes(), lengths=lengths)
+    memory_bytes = local_memory_bytes() if here else None
+    estimates = full_estimates(config, plans, machines=machines, machine_bytes=memory_bytes, lengths=lengths)
     return {
         name: PlannedStage(config=stage, machine=machines[name], plan=plans[name], estimate=estimates[name])
         for name, stage in stages.items()
@@ -65,11 +68,13 @@ def _machine_for(stage: Stage) -> Machine | None:
     return None if elsewhere else machine
 
 
-def check_memory(config: Config) -> None:
+def check_memory(config: Config, *, here: bool = True) -> None:
     """Refuses a config one of whose stages needs more memory than its GPUs, or this machine, have. What is not known is not refused.
+
+    `here`: as `plan_stages` has it.
 
     Raises:
         ConfigError: naming what does not fit.
     """
-    for name, stage in plan_stages(config).items():
+    for name, stage in plan_stages(config, here=here).items():
         check_fits(stage.estimate, stage.plan, stage=name)

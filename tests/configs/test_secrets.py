@@ -15,6 +15,13 @@ from configs.secrets import holds_secret, secrets_in, without_secrets
         ("override 'run.dir=s3://KEY:se/cret@bucket/run'", "override 'run.dir=s3://***@bucket/run'"),
         ("https://host/a.jsonl?X-Amz-Signature=ab12&x=1", "https://host/a.jsonl?X-Amz-Signature=***&x=1"),
         ("https://host/a.jsonl?x=1&sig=ab", "https://host/a.jsonl?x=1&sig=***"),
+        ("https://hf_abcdef@huggingface.co/x", "https://***@huggingface.co/x"),
+        ("http://u:12345@host:8265", "http://***@host:8265"),
+        ("abfs://container:secret@account.dfs.core.windows.net/run", "abfs://***@account.dfs.core.windows.net/run"),
+        *(
+            (f"https://host/a.jsonl{name}=ab", f"https://host/a.jsonl{name}=***")
+            for name in ("?auth", "?pwd", "?passwd", "?sas", "#access_token", "?x=1#access_token")
+        ),
     ],
 )
 def test_a_secret_is_found_and_not_shown(text: str, shown: str) -> None:
@@ -28,6 +35,12 @@ def test_a_secret_is_found_and_not_shown(text: str, shown: str) -> None:
     [
         "s3://bucket/run",
         "abfs://container@account.dfs.core.windows.net/run",
+        "abfss://container@account.dfs.core.windows.net/run",
+        "az://container@account/run",
+        "s3://b/keys/a:b@c.jsonl",
+        "http://host:8265/x@v1",
+        "http://[::1]:8265/x@v1",
+        "https://host/a.jsonl?author=me",
         "ray://head:10001",
         "https://host:8080/a.jsonl?download=true",
         "a:b@c",

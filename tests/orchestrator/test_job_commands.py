@@ -71,6 +71,19 @@ def told(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
             ["submit", "reward.yaml", "--address", "127.0.0.1:8265"],
             "preceptor: address: got '127.0.0.1:8265'; allowed: the Ray dashboard's, such as http://127.0.0.1:8265\n",
         ),
+        *(
+            (
+                ["jobs", "--address", address],
+                "preceptor: address: got one with a user, password, query or fragment; allowed: the Ray dashboard's, such as "
+                "http://127.0.0.1:8265, and a token in RAY_AUTH_TOKEN\n",
+            )
+            for address in ("http://u:pw@127.0.0.1:1", "http://127.0.0.1:1?token=x", "u:pw@127.0.0.1:1")
+        ),
+        (
+            ["submit", "reward.yaml", "--registry", "postgresql://u:pw@127.0.0.1:1/d", "--address", NOBODY],
+            "preceptor: --registry: got an address with a password, which the shell's history and the process list would show; allowed: "
+            "one without, and the password in PRECEPTOR_REGISTRY=postgresql://user:password@host/database, PGPASSWORD or ~/.pgpass\n",
+        ),
         (["stop", "x", "--timeout-s", "0"], "preceptor: --timeout-s: got 0; allowed: more than 0\n"),
         *(
             (
@@ -96,6 +109,64 @@ def test_data_that_would_not_be_copied_is_refused(project: Path, capsys: pytest.
     assert said.startswith(
         "preceptor: data.path: 'rankings.jsonl' is not copied to the cluster: .gitignore or .rayignore names it; allowed:"
     )
+
+
+PPO = """\
+stage: ppo
+run: {dir: runs/x}
+cluster: {device: cuda, gpu: l4}
+data: {path: p.jsonl}
+policy: {model: Qwen/Qwen2.5-1.5B-Instruct, engine: {dtype: bf16, zero_stage: 2}, placement: {group: all}}
+critic: {init_from: policy, engine: {dtype: bf16, zero_stage: 2}, placement: {group: all}}
+reference: {engine: {dtype: bf16}, placement: {group: all}}
+reward: {functions: [{function: "examples.bandit:pays"}]}
+rollout: {dtype: bf16, group: all, gpu_memory_frac: 0.4}
+ppo: {steps: 3}
+"""
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[JobRequest]:
+    """What a cluster is asked for."""
+    asked: list[JobRequest] = []
+
+    class Cluster:
+        address = "http://127.0.0.1:8265"
+
+        def submit(self, request: JobRequest) -> str:
+            asked.append(request)
+            return "job-1"
+
+    monkeypatch.setattr("orchestrator.commands.jobs._cluster", lambda _: Cluster())
+    return asked
+
+
+def test_what_cannot_fit_is_refused_before_it_is_submitted(
+    project: Path, capsys: pytest.CaptureFixture[str], submitted: list[JobRequest]
+) -> None:
+    (project / "ppo.yaml").write_text(PPO)
+    code, said = told(capsys, "submit", "ppo.yaml")
+    assert code == 2
+    assert said.startswith("preceptor: stage ppo does not fit (`--skip-memory-check` starts it all the same):")
+    assert submitted == []
+    assert cli.main(["submit", "ppo.yaml", "--skip-memory-check"]) == 0
+    assert [one.entrypoint for one in submitted] == ["python -m orchestrator run --skip-memory-check ppo.yaml"]
+
+
+def test_this_machines_memory_says_nothing_of_the_clusters(
+    project: Path, monkeypatch: pytest.MonkeyPatch, submitted: list[JobRequest]
+) -> None:
+    monkeypatch.setattr("orchestrator.estimate.preflight.local_memory_bytes", lambda: 1.0)
+    assert cli.main(["submit", "reward.yaml"]) == 0
+    assert len(submitted) == 1
+
+
+def test_the_runs_own_options_are_handed_on(project: Path, submitted: list[JobRequest]) -> None:
+    registry = "postgresql://u@db/runs"
+    assert cli.main(["submit", "reward.yaml", "run.seed=1", "--resume-if-begun", "--registry", registry]) == 0
+    assert [one.entrypoint for one in submitted] == [
+        f"python -m orchestrator run --resume-if-begun --registry {registry} reward.yaml run.seed=1"
+    ]
 
 
 def test_what_ray_leaves_out_is_known(tmp_path: Path) -> None:

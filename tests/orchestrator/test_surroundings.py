@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.errors import UserError
 from configs.schema.run import ClusterConfig
+from orchestrator import cli
 from orchestrator.surroundings import RAY_JOB, cluster_address, place_of_run, ray_job
 
 JOB = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1", "job_name": "x"}})
@@ -56,5 +58,29 @@ def test_a_jobs_relative_run_directory_is_not_in_its_working_directory(monkeypat
     assert place_of_run("runs/demo") == "/shared/runs/demo"
     monkeypatch.setenv("PRECEPTOR_RUNS", "s3://bucket/team")
     assert place_of_run("runs/demo") == "s3://bucket/team/runs/demo"
+    monkeypatch.setenv("PRECEPTOR_RUNS", "~/runs/")
+    assert place_of_run("demo") == str(Path.home() / "runs/demo")
+    assert place_of_run(place_of_run("demo")) == str(Path.home() / "runs/demo")
     assert place_of_run("/elsewhere/demo") == "/elsewhere/demo"
     assert place_of_run("s3://other/demo") == "s3://other/demo"
+
+
+@pytest.mark.parametrize("runs", ["rel/runs", "~nobody-of-this-name/runs"])
+def test_a_folder_of_runs_within_the_job_is_refused(runs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RAY_JOB, JOB)
+    monkeypatch.setenv("PRECEPTOR_RUNS", runs)
+    with pytest.raises(UserError) as refused:
+        place_of_run("demo")
+    assert str(refused.value) == (
+        f"PRECEPTOR_RUNS: got {runs!r}; allowed: an absolute path or a URL, for a job's own folder is gone with it"
+    )
+
+
+def test_a_job_exports_a_run_from_where_runs_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(RAY_JOB, JOB)
+    monkeypatch.setenv("PRECEPTOR_RUNS", str(tmp_path))
+    (tmp_path / "runs/x").mkdir(parents=True)
+    assert cli.main(["export", "runs/x", "out/p"]) == 2
+    assert f"preceptor: {tmp_path}/runs/x holds no run" in capsys.readouterr().err

@@ -194,7 +194,7 @@ stages:
 def test_what_does_not_fit_is_refused_with_every_number(config: Path) -> None:
     text = refused(config, "cluster.gpu=l4", "policy.engine.micro_batch_tokens=1024", "rollout.gpu_memory_frac=0.5")
     title, *problems = text.splitlines()
-    assert title == "stage ppo does not fit (`preceptor run --skip-memory-check` starts it all the same):"
+    assert title == "stage ppo does not fit (`--skip-memory-check` starts it all the same):"
     assert problems[0].startswith("  memory of group 'all': needs ")
     for part in (
         "GiB a GPU in phase update (policy ",

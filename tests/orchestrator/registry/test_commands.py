@@ -317,6 +317,20 @@ def test_reproduce_says_what_is_not_the_same_and_starts_only_if_told_to(
     assert [config.run.dir for config in started] == [f"{real}-again"]
 
 
+def test_reproduce_refuses_what_cannot_fit(
+    real: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator import jobs
+
+    started: list[Any] = []
+    monkeypatch.setattr(jobs, "run", lambda config, **_: started.append(config))
+    monkeypatch.setattr("orchestrator.estimate.preflight.local_memory_bytes", lambda: 1.0)
+    assert "does not fit" in said(capsys, "reproduce", str(real), code=2)
+    assert started == []
+    said(capsys, "reproduce", str(real), "--skip-memory-check")
+    assert len(started) == 1
+
+
 def test_a_run_whose_folder_is_gone_is_reproduced_from_the_registry(
     real: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
