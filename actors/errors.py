@@ -11,6 +11,10 @@ class UserError(PreceptorError):
     """Bad input: names the key or file, what was got and what is allowed."""
 
 
+class NoAnswer(UserError):
+    """A server at an address that the user gave is silent: now, which may be for a while, or for good."""
+
+
 class RewardFailed(PreceptorError):
     """A reward could not be had within its retries. It never becomes zero: the step stops."""
 

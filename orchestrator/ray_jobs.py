@@ -22,7 +22,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
-from actors.errors import PreceptorError, UserError
+from actors.errors import NoAnswer, PreceptorError, UserError
 
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
@@ -203,7 +203,7 @@ class RayJobs:
         try:
             yield
         except (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError) as error:
-            raise UserError(
+            raise NoAnswer(
                 f"address: no Ray job server answers at {self.address} ({_reason(error)}); allowed: the dashboard's address of a running "
                 "cluster, such as http://127.0.0.1:8265"
             ) from error

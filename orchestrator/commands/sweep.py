@@ -36,9 +36,7 @@ def register(commands: Commands) -> None:
     )
     sweep.add_argument("--retries", type=int, metavar="N", help="further attempts of a trial that failed; default: 0")
     sweep.add_argument("--metric", metavar="NAME", help="what trials are ranked by: score, held_out/win_rate, ...")
-    sweep.add_argument(
-        "--mode", choices=("max", "min"), default="max", help="whether more or less of it is better; default: max"
-    )
+    sweep.add_argument("--mode", choices=("max", "min"), help="whether more or less of it is better; default: max")
     sweep.add_argument("--dry-run", action="store_true", help="check and list all trials; start nothing")
     sweep.add_argument(
         "--address",
@@ -139,7 +137,7 @@ def _resume(arguments: argparse.Namespace) -> None:
         spec = folder.spec()
         given = {
             name: value
-            for name in ("parallel", "gpus", "retries", "metric")
+            for name in ("parallel", "gpus", "retries", "metric", "mode")
             if (value := vars(arguments)[name]) is not None
         }
         if arguments.address is not None and spec.address is not None:
@@ -161,7 +159,7 @@ def _spec(arguments: argparse.Namespace, config: Config) -> SweepSpec:
         search=_search(arguments),
         seed=arguments.seed,
         metric=arguments.metric,
-        mode=arguments.mode,
+        mode=arguments.mode or "max",
         parallel=1 if arguments.parallel is None else arguments.parallel,
         gpus=arguments.gpus,
         retries=arguments.retries or 0,
@@ -203,6 +201,12 @@ def _check(arguments: argparse.Namespace) -> None:
             raise BadInput(
                 f"--resume: got CONFIG {arguments.config!r} too; allowed: --resume DIR alone: the folder holds every trial's config"
             )
+        for name in ("random", "search", "samples", "max_steps", "grace_steps", "env", "dry_run"):
+            if vars(arguments)[name]:
+                option = f"--{name.replace('_', '-')}"
+                raise BadInput(
+                    f"{option}: got it with --resume; allowed: --parallel, --gpus, --retries, --metric, --mode"
+                )
         return
     if arguments.config is None:
         raise BadInput("CONFIG: missing; allowed: preceptor sweep CONFIG 'key=[value,value]' --dir DIR")

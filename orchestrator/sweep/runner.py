@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from actors.errors import UserError
+from actors.errors import NoAnswer
 from orchestrator.sweep.records import SweepSpec, Trial
 from orchestrator.sweep.trial_jobs import TrialJobs
 
 POLL_S = 1.0
+UNKNOWN_S = 60.0
+"""How long a job is waited for whose submission got no answer."""
 
 
 class Runner:
@@ -40,6 +42,8 @@ class Runner:
         self._trials = {trial.number: jobs.taken_up(trial) for trial in trials}
         self._changed, self._looked, self._pause = changed, looked, pause
         self._asked: set[int] = set()
+        self._unknown_s: dict[int, float] = {}
+        """How long a job whose submission got no answer has not been seen, by the trial's number."""
 
     @property
     def trials(self) -> list[Trial]:
@@ -79,17 +83,24 @@ class Runner:
             return
         for trial in running:
             state = self._jobs.find_again(trial, states)
+            if state is None and self._may_come(trial):
+                continue
             if state is None or state.ended:
                 self._asked.discard(trial.number)
                 self._keep(self._jobs.ended(trial, state))
             elif trial.job is None:
                 self._keep(self._jobs.found(trial, state))
 
+    def _may_come(self, trial: Trial) -> bool:
+        """Whether a job whose submission got no answer may yet appear: begun again too early, the trial would run twice."""
+        waited_s = self._unknown_s.get(trial.number, UNKNOWN_S)
+        self._unknown_s[trial.number] = waited_s + POLL_S
+        return waited_s < UNKNOWN_S
+
     def _ask_to_stop(self) -> None:
         for trial in self._with("running"):
-            if trial.number not in self._asked and trial.job is not None:
+            if trial.number not in self._asked and trial.job is not None and self._jobs.ask_to_stop(trial):
                 self._asked.add(trial.number)
-                self._jobs.ask_to_stop(trial)
 
     def _begin(self) -> None:
         for trial in self._with("waiting"):
@@ -102,9 +113,8 @@ class Runner:
                 return
             try:
                 self._keep(self._jobs.begin(trial))
-            except UserError:
-                # refused, or the server is silent: then the next look tells whether the job is there
+            except NoAnswer:
+                # the answer may be lost and the job be there: the next looks tell
+                self._unknown_s[trial.number] = 0.0
                 self._keep(replace(trial, status="running", attempts=trial.attempts + 1, job=None))
-                if self._jobs.states(waited_s=POLL_S) is not None:
-                    raise
                 return

@@ -7,13 +7,12 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from actors.durable import write_whole
-from actors.errors import PreceptorError, UserError
+from actors.errors import NoAnswer, PreceptorError, UserError
 from orchestrator.sweep.records import Status, SweepFolder, SweepSpec, Trial
 
 if TYPE_CHECKING:
@@ -154,11 +153,16 @@ class TrialJobs:
         self.folder.save(known)
         return known
 
-    def ask_to_stop(self, trial: Trial) -> None:
-        """Has the trial end after its step, with a checkpoint. Does not wait for it."""
+    def ask_to_stop(self, trial: Trial) -> bool:
+        """Has the trial end after its step, with a checkpoint. Does not wait for it. False where the server did not answer."""
         assert trial.job is not None
-        with suppress(PreceptorError):  # it has not ended at once, or nobody knows it any more: the next look tells
+        try:
             self.server.stop(trial.job, timeout_s=0.0)
+        except NoAnswer:
+            return False
+        except PreceptorError:
+            pass  # it has not ended at once, or nobody knows it any more: the next look tells
+        return True
 
     def ended(self, trial: Trial, state: JobState | None) -> Trial:
         """The trial after its newest attempt; `state` is None where nobody knows its job any more. Its log is kept."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from actors.errors import PreceptorError, UserError
+from actors.errors import NoAnswer, PreceptorError, UserError
 from actors.store import create_only
 from configs.schema import Config
 from orchestrator.ledger import SupervisedEntry
@@ -53,6 +53,8 @@ class Cluster:
     takes_s: dict[str, float] = field(default_factory=dict)
     jobs_by_id: dict[str, Job] = field(default_factory=dict)
     silent: bool = False
+    lost_answers: int = 0
+    """Submissions that come through while their answers do not."""
     asked: list[str] = field(default_factory=list)
     most_running: int = 0
     on_pause: Callable[[float], None] = lambda _: None
@@ -85,6 +87,9 @@ class Cluster:
         (self.folder.path / "trials" / trial).mkdir(parents=True, exist_ok=True)
         (self.folder.path / "trials" / trial / "config.yaml").touch()
         self.most_running = max(self.most_running, len(self.running()))
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise NoAnswer("address: no Ray job server answers (it does not answer in time)")
         return job
 
     def running(self) -> list[str]:
@@ -109,7 +114,8 @@ class Cluster:
         return self.jobs_by_id[job].ends[2]
 
     def stop(self, job: str, *, timeout_s: float) -> JobState:
-        self.asked.append(self.state(job).metadata[TRIAL_KEY])
+        self.asked.append(self.jobs_by_id[job].state.metadata[TRIAL_KEY])
+        self._answer()
         self.jobs_by_id[job].left_s = 2.0
         self.jobs_by_id[job].ends = ("STOPPED", None, "")
         raise PreceptorError("has not ended")
@@ -129,7 +135,7 @@ class Cluster:
 
     def _answer(self) -> None:
         if self.silent:
-            raise UserError("address: no Ray job server answers")
+            raise NoAnswer("address: no Ray job server answers")
 
 
 def small_sweep(path: Path, num_trials: int, *, gpus: Sequence[int] = (), spec: SweepSpec = SPEC) -> SweepFolder:

@@ -47,6 +47,10 @@ ASHA = ("--search", "asha", "--samples", "4", "--metric", "score")
             ("ppo.yaml", "--resume", "s"),
             "--resume: got CONFIG 'ppo.yaml' too; allowed: --resume DIR alone: the folder holds every trial's config",
         ),
+        (
+            ("--resume", "s", "--dry-run"),
+            "--dry-run: got it with --resume; allowed: --parallel, --gpus, --retries, --metric, --mode",
+        ),
         (("ppo.yaml", LR, "--dir", "s", "--samples", "3"), "--samples: got 3; allowed: with --search alone"),
         (
             ("ppo.yaml", LR, "--dir", "s", "--search", "asha", "--samples", "3"),

@@ -152,6 +152,30 @@ def test_a_silent_job_server_is_waited_for(tmp_path: Path) -> None:
     assert cluster.begun() == ["0001", "0002"]
 
 
+def test_a_job_whose_submission_got_no_answer_is_found_and_not_begun_twice(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 3)
+    cluster = Cluster(folder, lost_answers=2)
+    runner_of(folder, cluster).run()
+    assert statuses(folder.path) == ["finished"] * 3
+    assert cluster.begun() == ["0001", "0002", "0003"]
+
+
+def test_a_stop_that_got_no_answer_is_asked_for_again(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 1)
+    cluster = Cluster(folder, takes_s={"0001": 1000.0})
+    runner = runner_of(folder, cluster)
+
+    def stop_in_an_outage(now_s: float) -> None:
+        runner.stop_requested = now_s >= 3.0
+        cluster.silent = 3.0 <= now_s < 6.0
+
+    cluster.on_pause = stop_in_an_outage
+    runner.run()
+    assert statuses(folder.path) == ["stopped"]
+    assert len(cluster.asked) > 1
+    assert cluster.now_s < 20.0
+
+
 def test_a_job_server_that_stays_silent_ends_the_sweep_with_what_to_do(tmp_path: Path) -> None:
     folder = small_sweep(tmp_path / "s", 2)
     cluster = Cluster(folder)
