@@ -38,8 +38,10 @@ REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
-def read_runs(run_dir: Path) -> list[WholeRun]:
+def read_runs(run_dir: Path, *, steps: bool = True) -> list[WholeRun]:
     """The run in a folder, and after it its stages where it is a pipeline. A stage's folder gives that stage alone.
+
+    `steps=False` leaves steps and their metrics out: they are a request each where the folder is a store's.
 
     Raises:
         UserError: where it holds no run.
@@ -48,10 +50,10 @@ def read_runs(run_dir: Path) -> list[WholeRun]:
     folder = require_run(str(run_dir))
     config = stored_config(folder)
     if not isinstance(config, Pipeline):
-        return [_whole(folder, config, part_of=_pipeline_of(folder))]
+        return [_whole(folder, config, part_of=_pipeline_of(folder), with_steps=steps)]
     above = _record(folder, config)
     stages = [
-        _whole(folder / name, stage, part_of=above.id)
+        _whole(folder / name, stage, part_of=above.id, with_steps=steps)
         for name in config.stages
         if (folder / name / CONFIG_FILE).exists() and not isinstance(stage := stored_config(folder / name), Pipeline)
     ]
@@ -61,6 +63,12 @@ def read_runs(run_dir: Path) -> list[WholeRun]:
         gpu_s=sum(one.run.gpu_s for one in stages),
     )
     return [WholeRun(run=whole, packages=_packages(folder)), *stages]
+
+
+def read_steps(run_dir: Path) -> list[StepRecord]:
+    """Steps and evaluations of the run in a folder; a pipeline has none of its own."""
+    config = stored_config(run_dir)
+    return [] if isinstance(config, Pipeline) else _steps(run_dir, config)
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -103,13 +111,13 @@ def run_id_of(run_dir: Path) -> str | None:
 # ----------------------------------------------------------------------------------------------------------------- one stage
 
 
-def _whole(folder: Path, config: Stage, *, part_of: str | None) -> WholeRun:
-    steps = _steps(folder, config)
+def _whole(folder: Path, config: Stage, *, part_of: str | None, with_steps: bool) -> WholeRun:
+    steps = _steps(folder, config) if with_steps else []
     record = replace(
         _record(folder, config),
         part_of=part_of,
         metrics=last_metrics(steps),
-        num_steps=sum(step.kind == "step" for step in steps),
+        num_steps=_ledger(folder, config).last_step(),
         parents=_parents(config),
         artefacts=_artefacts(folder),
     )
@@ -150,20 +158,20 @@ def _record(folder: Path, config: Config) -> RunRecord:
     )
 
 
+def _ledger(folder: Path, config: Stage) -> Ledger[LedgerEntry] | Ledger[SupervisedEntry]:
+    return Ledger(folder, LedgerEntry) if isinstance(config, PPOStage) else Ledger(folder, SupervisedEntry)
+
+
 def _steps(folder: Path, config: Stage) -> list[StepRecord]:
-    found: list[StepRecord] = []
-    if isinstance(config, PPOStage):
-        ppo = Ledger(folder, LedgerEntry)
-        for number in range(1, ppo.last_step() + 1):
-            entry = ppo.read(number)
-            found.append(step_record(number, entry.metrics, digest=entry.digests.step))
-        evaluations = read_evaluations(folder / EVALUATIONS_FOLDER, ppo.last_step())
-        return [*found, *(step_record(one.step, one.metrics, kind="evaluation") for one in evaluations)]
-    ledger = Ledger(folder, SupervisedEntry)
-    for number in range(1, ledger.last_step() + 1):
-        one = ledger.read(number)
-        found.append(step_record(number, one.metrics, digest=one.digest))
-    return found
+    ledger = _ledger(folder, config)
+    last = ledger.last_step()
+    found = []
+    for number in range(1, last + 1):
+        entry = ledger.read(number)
+        digest = entry.digests.step if isinstance(entry, LedgerEntry) else entry.digest
+        found.append(step_record(number, entry.metrics, digest=digest))
+    evaluations = read_evaluations(folder / EVALUATIONS_FOLDER, last) if isinstance(config, PPOStage) else []
+    return [*found, *(step_record(one.step, one.metrics, kind="evaluation") for one in evaluations)]
 
 
 def step_record(step: int, metrics: Mapping[str, float], *, kind: str = "step", digest: str = "") -> StepRecord:
