@@ -35,14 +35,14 @@ def make_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that may exist, whole or not at all."""
+    """Writes a file that may exist, whole or not at all. Of several writers at once the last stays."""
     make_folder(path.parent)
-    new = path.with_name(f".new-{path.name}")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    new = _new_file(path.parent, data)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.unlink(new)
+        raise
     sync(path.parent)
 
 
@@ -52,13 +52,8 @@ def create_only(path: Path, data: bytes) -> None:
     A hard link fails where the name is taken, which a rename would not.
     """
     make_folder(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    name = _new_file(path.parent, data)
     try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o644)  # a temporary file is its owner's alone
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         os.link(name, path)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
@@ -70,6 +65,21 @@ def create_only(path: Path, data: bytes) -> None:
     finally:
         os.unlink(name)
     sync(path.parent)
+
+
+def _new_file(folder: Path, data: bytes) -> str:
+    """A file on disk with a name of its own, which nobody else writes; gone where it can't be written."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # a temporary file is its owner's alone
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        os.unlink(name)
+        raise
+    return name
 
 
 def sync_tree(folder: Path) -> None:

@@ -11,10 +11,12 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import IO
 
 from actors.durable import make_folder, sync
 from actors.errors import PreceptorError, UserError
@@ -22,6 +24,8 @@ from actors.store import is_local, naming, object_of, put_file
 
 CACHE_FOLDER = "preceptor"
 """Under XDG_CACHE_HOME, by default `~/.cache`."""
+DOWNLOAD_S = 3600.0
+"""Longest wait for another process that downloads the same."""
 
 
 @contextmanager
@@ -56,7 +60,7 @@ def local_copy(folder: Path, patterns: Sequence[str] = ("*",)) -> Path:
     """The folder, or a copy of its files (of those whose name matches one of `patterns`) where it is a URL. Another version of any file
     gives another copy.
 
-    Waits while another process of this machine downloads the same; the caller's own time limit holds.
+    Waits while another process of this machine downloads the same, `DOWNLOAD_S` at most.
 
     Raises:
         UserError: where there are no such files.
@@ -77,10 +81,30 @@ def local_copy(folder: Path, patterns: Sequence[str] = ("*",)) -> Path:
     version = "\n".join([str(folder), *(found[name] for name in names)])
     copy = _cache() / hashlib.sha256(version.encode()).hexdigest()[:32]
     with copy.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _take(lock, folder)
         if not copy.is_dir():
             _download(folder, names, copy)
     return copy
+
+
+def _take(lock: IO[str], folder: Path) -> None:
+    """Waits until no other process of this machine downloads the same.
+
+    Raises:
+        PreceptorError: where one has done so for `DOWNLOAD_S`.
+    """
+    deadline = time.monotonic() + DOWNLOAD_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise PreceptorError(
+                    f"{folder} is being copied by another process for more than {DOWNLOAD_S:g} s ({lock.name})"
+                ) from None
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _download(folder: Path, names: dict[str, str], copy: Path) -> None:

@@ -46,10 +46,13 @@ def lineage_of(config: Stage, run_dir: Path, *, role: str, step: int) -> Lineage
         "data": {
             "fingerprint": fingerprint,
             "sources": [
-                {"path": source.path, "lineage": _beside(source.path)} for source in (config.data, *config.data.mix)
+                {"path": source.path, "lineage": lineage_beside(source.path)}
+                for source in (config.data, *config.data.mix)
             ],
         },
-        "models": {key: {"model": model, "lineage": _of_model(model)} for key, model in stage_models(config).items()},
+        "models": {
+            key: {"model": model, "lineage": lineage_of_model(model)} for key, model in stage_models(config).items()
+        },
         "code": code_version(),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -110,7 +113,7 @@ def _within(folder: Path) -> Lineage | None:
     return found
 
 
-def _beside(source: str) -> Lineage | None:
+def lineage_beside(source: str) -> Lineage | None:
     """Of a data file that lies in an export. Data of the web and of the hub has none."""
     if source.startswith(NO_RUNS):
         return None
@@ -118,7 +121,8 @@ def _beside(source: str) -> Lineage | None:
     return _within(file.parent) if file.is_file() else None
 
 
-def _of_model(model: str) -> Lineage | None:
+def lineage_of_model(model: str) -> Lineage | None:
+    """Of a model in a folder or store; None of one that is no export."""
     return None if model.startswith(NO_RUNS) else _within(run_path(model, "model"))
 
 

@@ -201,12 +201,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise BadInput(
                 f"--resume: got CONFIG {arguments.config!r} too; allowed: --resume DIR alone: the folder holds every trial's config"
             )
-        for name in ("random", "search", "samples", "max_steps", "grace_steps", "env", "dry_run"):
-            if vars(arguments)[name]:
-                option = f"--{name.replace('_', '-')}"
-                raise BadInput(
-                    f"{option}: got it with --resume; allowed: --parallel, --gpus, --retries, --metric, --mode"
-                )
+        _check_resume(arguments)
         return
     if arguments.config is None:
         raise BadInput("CONFIG: missing; allowed: preceptor sweep CONFIG 'key=[value,value]' --dir DIR")
@@ -222,6 +217,14 @@ def _check(arguments: argparse.Namespace) -> None:
             raise BadInput(f"--{name}: missing; allowed: --search {arguments.search} --metric NAME --samples N")
     if arguments.random is not None:
         raise BadInput(f"--random: got {arguments.random} with --search; allowed: one of the two")
+
+
+def _check_resume(arguments: argparse.Namespace) -> None:
+    """What a sweep was begun with stays."""
+    for name in ("random", "search", "samples", "max_steps", "grace_steps", "env", "dry_run"):
+        if vars(arguments)[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{option}: got it with --resume; allowed: --parallel, --gpus, --retries, --metric, --mode")
 
 
 def _at_least(arguments: argparse.Namespace, name: str, least: int) -> None:

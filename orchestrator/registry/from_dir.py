@@ -20,7 +20,7 @@ from configs.schema.ppo import PPOStage
 from orchestrator.checkpoints import MANIFEST
 from orchestrator.evaluation import EVALUATIONS_FOLDER, read_evaluations
 from orchestrator.ledger import Ledger, LedgerEntry, SupervisedEntry
-from orchestrator.lineage import LINEAGE_FILE
+from orchestrator.lineage import lineage_beside, lineage_of_model
 from orchestrator.registry.records import RunRecord, StepRecord, WholeRun
 from orchestrator.run_dir import (
     CONFIG_FILE,
@@ -38,8 +38,10 @@ REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
-def read_runs(run_dir: Path) -> list[WholeRun]:
+def read_runs(run_dir: Path, *, steps: bool = True) -> list[WholeRun]:
     """The run in a folder, and after it its stages where it is a pipeline. A stage's folder gives that stage alone.
+
+    `steps=False` leaves steps and their metrics out: they are a request each where the folder is a store's.
 
     Raises:
         UserError: where it holds no run.
@@ -48,10 +50,10 @@ def read_runs(run_dir: Path) -> list[WholeRun]:
     folder = require_run(str(run_dir))
     config = stored_config(folder)
     if not isinstance(config, Pipeline):
-        return [_whole(folder, config, part_of=_pipeline_of(folder))]
+        return [_whole(folder, config, part_of=_pipeline_of(folder), with_steps=steps)]
     above = _record(folder, config)
     stages = [
-        _whole(folder / name, stage, part_of=above.id)
+        _whole(folder / name, stage, part_of=above.id, with_steps=steps)
         for name in config.stages
         if (folder / name / CONFIG_FILE).exists() and not isinstance(stage := stored_config(folder / name), Pipeline)
     ]
@@ -61,6 +63,12 @@ def read_runs(run_dir: Path) -> list[WholeRun]:
         gpu_s=sum(one.run.gpu_s for one in stages),
     )
     return [WholeRun(run=whole, packages=_packages(folder)), *stages]
+
+
+def read_steps(run_dir: Path) -> list[StepRecord]:
+    """Steps and evaluations of the run in a folder; a pipeline has none of its own."""
+    config = stored_config(run_dir)
+    return [] if isinstance(config, Pipeline) else _steps(run_dir, config)
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -90,13 +98,13 @@ def run_id_of(run_dir: Path) -> str | None:
 # ----------------------------------------------------------------------------------------------------------------- one stage
 
 
-def _whole(folder: Path, config: Stage, *, part_of: str | None) -> WholeRun:
-    steps = _steps(folder, config)
+def _whole(folder: Path, config: Stage, *, part_of: str | None, with_steps: bool) -> WholeRun:
+    steps = _steps(folder, config) if with_steps else []
     record = replace(
         _record(folder, config),
         part_of=part_of,
         metrics=last_metrics(steps),
-        num_steps=sum(step.kind == "step" for step in steps),
+        num_steps=_ledger(folder, config).last_step(),
         parents=_parents(config),
         artefacts=_artefacts(folder),
     )
@@ -137,22 +145,22 @@ def _record(folder: Path, config: Config) -> RunRecord:
     )
 
 
+def _ledger(folder: Path, config: Stage) -> Ledger[LedgerEntry] | Ledger[SupervisedEntry]:
+    return Ledger(folder, LedgerEntry) if isinstance(config, PPOStage) else Ledger(folder, SupervisedEntry)
+
+
 def _steps(folder: Path, config: Stage) -> list[StepRecord]:
-    found: list[StepRecord] = []
-    if isinstance(config, PPOStage):
-        ppo = Ledger(folder, LedgerEntry)
-        for number in range(1, ppo.last_step() + 1):
-            entry = ppo.read(number)
-            found.append(step_record(number, entry.metrics, digest=entry.digests.step))
-        evaluations = read_evaluations(folder / EVALUATIONS_FOLDER, ppo.last_step())
-        found += [step_record(one.step, one.metrics, kind="evaluation") for one in evaluations]
-        # as the registry gives them
-        return sorted(found, key=lambda one: (one.step, one.kind))
-    ledger = Ledger(folder, SupervisedEntry)
-    for number in range(1, ledger.last_step() + 1):
-        one = ledger.read(number)
-        found.append(step_record(number, one.metrics, digest=one.digest))
-    return found
+    ledger = _ledger(folder, config)
+    last = ledger.last_step()
+    found = []
+    for number in range(1, last + 1):
+        entry = ledger.read(number)
+        digest = entry.digests.step if isinstance(entry, LedgerEntry) else entry.digest
+        found.append(step_record(number, entry.metrics, digest=digest))
+    evaluations = read_evaluations(folder / EVALUATIONS_FOLDER, last) if isinstance(config, PPOStage) else []
+    found += [step_record(one.step, one.metrics, kind="evaluation") for one in evaluations]
+    # as the registry gives them
+    return sorted(found, key=lambda one: (one.step, one.kind))
 
 
 def step_record(step: int, metrics: Mapping[str, float], *, kind: str = "step", digest: str = "") -> StepRecord:
@@ -187,9 +195,8 @@ def _parents(config: Stage) -> list[dict[str, Any]]:
     named = {**stage_models(config), DATA_KEY: config.data.path, **mixed}
     found = []
     for key, path in named.items():
-        place = run_path(path, key)
-        lineage = _json((place if place.is_dir() else place.parent) / LINEAGE_FILE) if place.exists() else None
-        if lineage:
+        lineage = lineage_beside(path) if key.endswith(".path") else lineage_of_model(path)
+        if lineage is not None:
             made_in = run_path(lineage["run_dir"])
             found.append(
                 {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from orchestrator.signals import Stopped
 
 if TYPE_CHECKING:
     from orchestrator.registry.address import Address
-    from orchestrator.registry.records import StepRecord
+    from orchestrator.registry.records import RunRecord, StepRecord
     from orchestrator.registry.store import Registry
 
 HEARTBEAT_S = 20.0
@@ -39,6 +39,8 @@ class _Open:
     session: Session
     whole: bool = True
     """Its folder has something to tell beyond steps: it began, or ended."""
+    caught_up: bool = False
+    """What earlier drivers committed has been looked at."""
     pending: list[StepRecord] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     num_steps: int = 0
@@ -141,25 +143,39 @@ class Recorder:
 
     def _write(self, registry: Registry, opened: _Open) -> None:
         """What is new of one run. Where it fails everything is still there for the next time."""
-        from orchestrator.registry.from_dir import last_metrics, read_runs
+        from orchestrator.registry.from_dir import read_runs
 
         with self._lock:
             whole, ended, pending = opened.whole, opened.ended, list(opened.pending)
             metrics, num_steps = dict(opened.metrics), opened.num_steps
+        run_id = opened.session.run_id
         if whole:
-            found = read_runs(opened.folder)[0]
-            registry.put(found.run, packages=found.packages, alive=not ended)
-            missing = registry.num_steps(found.run.id) < found.run.num_steps
-            registry.put_steps(found.run.id, found.steps if missing else pending)
-            metrics = last_metrics([*found.steps]) | metrics
+            found = read_runs(opened.folder, steps=False)[0]
             num_steps = max(num_steps, found.run.num_steps)
+            registry.put(replace(found.run, metrics=metrics), packages=found.packages, alive=not ended)
+            registry.put_steps(run_id, pending)
+            # last, as it may take long: whoever closes waits for how the run ended, and not for this
+            metrics = self._catch_up(registry, opened, found.run) | metrics
         elif not ended:
-            registry.put_steps(opened.session.run_id, pending)
-            registry.advance(opened.session.run_id, metrics, num_steps)
+            registry.put_steps(run_id, pending)
+            registry.advance(run_id, metrics, num_steps)
         with self._lock:
             opened.pending = opened.pending[len(pending) :]
             opened.metrics, opened.num_steps = metrics | opened.metrics, max(opened.num_steps, num_steps)
             opened.whole = opened.ended != ended
+
+    def _catch_up(self, registry: Registry, opened: _Open, run: RunRecord) -> dict[str, float]:
+        """Adds the steps that the registry lacks, from the folder. Gives each metric's last value where it had to look."""
+        from orchestrator.registry.from_dir import last_metrics, read_steps
+
+        metrics: dict[str, float] = {}
+        if run.num_steps and (not opened.caught_up or registry.num_steps(run.id) < run.num_steps):
+            steps = read_steps(opened.folder)
+            registry.put_steps(run.id, steps)
+            metrics = last_metrics(steps)
+            registry.advance(run.id, metrics | run.metrics, run.num_steps, state=run.state)
+        opened.caught_up = True
+        return metrics
 
     def _tell(self, what: str) -> None:
         if not self._told:

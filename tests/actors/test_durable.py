@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -82,6 +83,36 @@ def test_the_orchestrators_files(tmp_path: Path, syncs: Syncs, write: object) ->
     assert callable(write)
     write(tmp_path / "ledger" / "00000001.json", b"{}")
     assert synced_before_named(tmp_path / "ledger" / "00000001.json", syncs)
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One writes while the other has its bytes on disk and no name yet."""
+    path, real = tmp_path / "done.json", os.replace
+
+    def replace(new: str, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", real)
+        write_whole(path, b"of the other")
+        real(new, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_whole(path, b"of the first")
+    assert path.read_bytes() == b"of the first"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [one.name for one in tmp_path.iterdir()] == ["done.json"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "done.json"
+    write_whole(path, b"before")
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, full)
+            with pytest.raises(OSError, match="No space"):
+                write_whole(path, b"after")
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"done.json": b"before"}
 
 
 def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path, syncs: Syncs) -> None:

@@ -14,10 +14,12 @@ import pytest
 from actors.errors import PreceptorError, UserError
 from configs.load import parse_config
 from configs.schema import Pipeline
+from orchestrator.ledger import Ledger, SupervisedEntry
 from orchestrator.registry import recorder as recorder_module
 from orchestrator.registry.address import Address, address_of
 from orchestrator.registry.from_dir import read_runs
 from orchestrator.registry.recorder import recording
+from orchestrator.registry.records import StepRecord
 from orchestrator.registry.store import Registry
 from orchestrator.registry.sync import sync
 from orchestrator.run_dir import DONE_FILE, locked
@@ -151,6 +153,75 @@ def test_a_registry_that_hangs_holds_nothing_up(begun: Path, monkeypatch: pytest
     hanging.set()
     assert time.monotonic() - started < 20
     assert notes[0].startswith("the registry has not answered for 0.2 s")
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch, hanging: threading.Event | None = None) -> list[int]:
+    """The ledger entries that are read from now on. With `hanging` each takes until the event."""
+    reads: list[int] = []
+    real = Ledger.read
+
+    def read(self: Ledger[SupervisedEntry], number: int) -> SupervisedEntry:
+        reads.append(number)
+        if hanging is not None:
+            hanging.wait(60)
+        return real(self, number)
+
+    monkeypatch.setattr(Ledger, "read", read)
+    return reads
+
+
+def test_what_a_driver_told_is_not_read_again_at_its_end(
+    address: Address, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = count_reads(monkeypatch)
+    first = threading.Event()
+    real = Registry.put_steps
+
+    def put_steps(self: Registry, run_id: str, steps: list[StepRecord]) -> None:
+        real(self, run_id, steps)
+        first.set()
+
+    monkeypatch.setattr(Registry, "put_steps", put_steps)
+    with recording(address, pytest.fail) as recorder:
+        recorder.begin(begun, num_gpus=0)
+        assert first.wait(30)
+        for number in (1, 2, 3):
+            recorder.step(*step(begun, number))
+        (begun / DONE_FILE).write_text("{}")
+    assert reads == []
+    with Registry(address) as registry:
+        (run,) = registry.runs(stages=False)
+        assert (run.state, run.num_steps, run.metrics) == ("finished", 3, {"loss": 1.0 / 3})
+        assert [one.step for one in registry.find(run.id).steps] == [1, 2, 3]
+
+
+def test_how_a_run_ended_does_not_wait_for_the_steps_of_earlier_drivers(
+    address: Address, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step is a request where the folder is a store's: a thousand may take longer than a driver waits at its end."""
+    drive(address, begun, 1, Stopped("stopped"))
+    with recording(None, print) as recorder:  # these the registry misses
+        recorder.begin(begun, num_gpus=0)
+        recorder.step(*step(begun, 2))
+    monkeypatch.setattr(recorder_module, "CLOSE_S", 3.0)
+    monkeypatch.setattr(recorder_module, "BATCH_S", 60.0)  # one write, at the end
+    hanging = threading.Event()
+    reads = count_reads(monkeypatch, hanging)
+    notes: list[str] = []
+    with recording(address, notes.append) as recorder:
+        recorder.begin(begun, num_gpus=0)
+        recorder.step(*step(begun, 3))
+        (begun / DONE_FILE).write_text("{}")
+    try:
+        with Registry(address) as registry:
+            (run,) = registry.runs(stages=False)
+            assert (run.state, run.num_steps) == ("finished", 3)
+            assert [one.step for one in registry.find(run.id).steps] == [1, 3]
+        assert reads == [1]
+        (note,) = notes
+        assert note.startswith("the registry has not answered for 3 s")
+    finally:
+        hanging.set()
 
 
 # ------------------------------------------------------------------------------------------------------------- from directories
