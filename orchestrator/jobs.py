@@ -23,7 +23,7 @@ from orchestrator.machine import local_machine
 from orchestrator.mirrored import mirrored
 from orchestrator.plan import Plan, check_groups, made_by, make_plan, num_gpus, plan_json
 from orchestrator.progress import DRIVER_LOG, Progress
-from orchestrator.registry.address import address_of
+from orchestrator.registry.address import address_for_run
 from orchestrator.registry.recorder import Recorder, recording
 from orchestrator.run_dir import (
     CONFIG_FILE,
@@ -55,7 +55,7 @@ def run(config: Config, *, overrides_text: Sequence[str], progress: Progress, re
         Stopped: where the user stopped it.
     """
     check_groups(config)
-    address = address_of(registry)
+    address = address_for_run(registry, progress.note)
     with (
         interruptible(),
         new_run(place_of_run(config.run.dir), dump_config(config)) as run_dir,
@@ -95,7 +95,7 @@ def run_or_resume(
 
 def resume(run_dir: str, progress: Progress, *, registry: str | None = None) -> None:
     """Goes on with a run from its newest whole checkpoint and its ledger. A run that is done says so and does nothing."""
-    address = address_of(registry)
+    address = address_for_run(registry, progress.note)
     with interruptible(), existing_run(place_of_run(run_dir), progress.note) as folder:
         config = stored_config(folder)
         if (folder / DONE_FILE).exists():

@@ -15,6 +15,8 @@ from configs.schema.run import ClusterConfig
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in a job's entrypoint, in JSON: its runtime environment and metadata."""
 RAY_ADDRESS = "RAY_ADDRESS"
+IN_POD = "KUBERNETES_SERVICE_HOST"
+"""Set by Kubernetes in every container."""
 RUNS = "PRECEPTOR_RUNS"
 """Folder or URL that relative run directories of jobs are taken from."""
 HOME = "~/preceptor"
@@ -38,6 +40,14 @@ def ray_job() -> str | None:
     """The id of the Ray job that this process is the entrypoint of, or None."""
     text = os.environ.get(RAY_JOB)
     return None if text is None else str(json.loads(text)["metadata"]["job_submission_id"])
+
+
+def home_is_lost() -> bool:
+    """Whether what this process leaves in its home folder is found by nobody: a job that was sent to a cluster with a copy of its folder, and
+    a pod of a Ray cluster. A job without a copy was started on this machine, as a sweep's trials are."""
+    job = os.environ.get(RAY_JOB)
+    sent = job is not None and "working_dir" in json.loads(job)["runtime_env"]
+    return sent or (IN_POD in os.environ and RAY_ADDRESS in os.environ)
 
 
 def place_of_run(run_dir: str) -> str:

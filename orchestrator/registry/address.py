@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.errors import UserError
+from orchestrator.surroundings import home_is_lost
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -69,6 +71,22 @@ def address_of(option: str | None = None) -> Address | None:
             )
         return address
     return _parse(os.environ.get(VARIABLE) or f"sqlite:///{default_file()}", VARIABLE)
+
+
+def address_for_run(option: str | None, note: Callable[[str], None]) -> Address | None:
+    """The registry that a run notes itself in. Where nothing names one, and a file of the home folder would be lost, there is none, which
+    `note` is told.
+
+    Raises:
+        UserError: as `address_of` does.
+    """
+    if option is None and not os.environ.get(VARIABLE) and home_is_lost():
+        note(
+            f"registry: none, for {VARIABLE} is not set on this node, whose home folder nobody looks in; afterwards `preceptor runs --sync "
+            "RUN_DIR` reads the run into yours"
+        )
+        return None
+    return address_of(option)
 
 
 def default_file() -> Path:

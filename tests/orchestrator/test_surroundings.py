@@ -10,14 +10,16 @@ import pytest
 from actors.errors import UserError
 from configs.schema.run import ClusterConfig
 from orchestrator import cli
+from orchestrator.registry.address import address_for_run
 from orchestrator.surroundings import RAY_JOB, cluster_address, place_of_run, ray_job
+from tests.resilience.runs import reward_config
 
 JOB = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1", "job_name": "x"}})
 
 
 @pytest.fixture(autouse=True)
 def _nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (RAY_JOB, "RAY_ADDRESS", "PRECEPTOR_RUNS"):
+    for name in (RAY_JOB, "RAY_ADDRESS", "PRECEPTOR_RUNS", "PRECEPTOR_REGISTRY", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -84,3 +86,54 @@ def test_a_job_exports_a_run_from_where_runs_are(
     (tmp_path / "runs/x").mkdir(parents=True)
     assert cli.main(["export", "runs/x", "out/p"]) == 2
     assert f"preceptor: {tmp_path}/runs/x holds no run" in capsys.readouterr().err
+
+
+SENT = json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}, "metadata": {"job_submission_id": "raysubmit_1"}})
+
+
+@pytest.mark.parametrize(
+    ("environment", "lost"),
+    [
+        ({}, False),
+        ({RAY_JOB: JOB, "RAY_ADDRESS": "10.0.0.1:6379"}, False),  # started on this machine, without a copy
+        ({RAY_JOB: SENT}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.96.0.1", "RAY_ADDRESS": "127.0.0.1:6379"}, True),
+    ],
+)
+def test_no_registry_is_left_where_nobody_finds_it(
+    environment: dict[str, str], lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    notes: list[str] = []
+    assert (address_for_run(None, notes.append) is None) == lost
+    assert [note.startswith("registry: none, for PRECEPTOR_REGISTRY is not set on this node") for note in notes] == (
+        [True] if lost else []
+    )
+    named = address_for_run("sqlite:////data/r.db", notes.append)
+    monkeypatch.setenv("PRECEPTOR_REGISTRY", "sqlite:////data/r.db")
+    assert address_for_run(None, notes.append) == named is not None
+    assert len(notes) == lost
+
+
+def test_a_runs_driver_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from configs.schema.supervised import RewardStage
+    from orchestrator import jobs
+    from orchestrator.progress import Progress
+
+    monkeypatch.setenv(RAY_JOB, SENT)
+    recorded: list[object] = []
+
+    class Enough(Exception):
+        pass
+
+    def stop_here(address: object, _: object) -> None:
+        recorded.append(address)
+        raise Enough
+
+    monkeypatch.setattr(jobs, "recording", stop_here)
+    config = RewardStage.model_validate(reward_config(run={"dir": str(tmp_path / "run")}))
+    with Progress() as progress, pytest.raises(Enough):
+        jobs.run(config, overrides_text=[], progress=progress)
+    assert recorded == [None]
