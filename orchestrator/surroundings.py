@@ -43,8 +43,8 @@ def ray_job() -> str | None:
 
 
 def home_is_lost() -> bool:
-    """Whether what this process leaves in its home folder is found by nobody: a job that was sent to a cluster with a copy of its folder, and
-    a pod of a Ray cluster. A job without a copy was started on this machine, as a sweep's trials are."""
+    """Whether what this process leaves in its home folder is found by nobody: in a job that was sent to a cluster with a copy of its folder,
+    and in a pod of a Ray cluster. A job without a copy was started on this machine, as a sweep's trials are."""
     job = os.environ.get(RAY_JOB)
     sent = job is not None and "working_dir" in json.loads(job)["runtime_env"]
     return sent or (IN_POD in os.environ and RAY_ADDRESS in os.environ)

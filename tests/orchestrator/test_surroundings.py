@@ -118,7 +118,7 @@ def test_no_registry_is_left_where_nobody_finds_it(
 
 
 def test_a_runs_driver_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from configs.schema.supervised import RewardStage
+    from configs.schema.reward import RewardStage
     from orchestrator import jobs
     from orchestrator.progress import Progress
 
