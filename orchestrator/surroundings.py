@@ -43,7 +43,7 @@ def ray_job() -> str | None:
 
 
 def home_is_lost() -> bool:
-    """Whether what this process leaves in its home folder is found by nobody: in a job that was sent to a cluster with a copy of its folder,
+    """Whether what this process leaves in its home folder is found by nobody: in a job that was sent to a cluster with a copy of a folder,
     and in a pod of a Ray cluster. A job without a copy was started on this machine, as a sweep's trials are."""
     job = os.environ.get(RAY_JOB)
     sent = job is not None and "working_dir" in json.loads(job)["runtime_env"]
