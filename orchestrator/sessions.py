@@ -107,7 +107,7 @@ def begin_session(run_dir: Path, *, num_gpus: int) -> Session:
         started=time.time(),
         host=socket.gethostname(),
         user=_user(),
-        cwd=os.getcwd(),
+        cwd=_cwd(),
         code=_code(),
         packages=_packages(),
         machine=machine_facts(),
@@ -182,6 +182,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
         raise PreceptorError(f"{path} is damaged, or of another version")
     return found
+
+
+def _cwd() -> str:
+    """Empty where the folder is gone: a job's copy of its working directory can be made anew under it, where nodes share a host."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def _user() -> str:

@@ -17,6 +17,7 @@ from orchestrator.progress import Progress
 from orchestrator.registry.address import Address
 from orchestrator.registry.store import Registry
 from orchestrator.run_dir import DATA_FILE
+from orchestrator.sessions import begin_session
 from tests.orchestrator.registry.small_runs import commit, values
 from tests.orchestrator.small_stages import LAPTOP
 
@@ -99,3 +100,12 @@ def test_without_a_registry_everything_runs_as_well(
     assert cli.main(["show", str(tmp_path / "run"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [stage["state"] for stage in told["stages"]] == ["finished", "finished"]
+
+
+def test_a_driver_whose_folder_is_gone_notes_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, run_dir = tmp_path / "copy", tmp_path / "run"
+    gone.mkdir()
+    run_dir.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert begin_session(run_dir, num_gpus=0).cwd == ""
