@@ -203,6 +203,7 @@ def _others(own: set[str]) -> list[str]:
         total: Counter[str] = Counter()
         for bundle in facts["bundles"].values():
             total.update(_plain(bundle))
-        held = " + ".join(f"{amount:g} {key}" for key, amount in total.items())
+        # sorted: Ray gives a bundle's resources in an order that differs from process to process
+        held = " + ".join(f"{amount:g} {key}" for key, amount in sorted(total.items()))
         found.append(f"placement group {facts['name'] or group[:8]!r} ({held})")
     return found
