@@ -115,9 +115,10 @@ class Critic(Trainer):
         for name in ("old_logprobs", "reference_logprobs", "advantages", "returns"):
             self.kept.put(name, order.wave, getattr(experience, name))
         indices = self.kept.indices(order.wave)
-        file = write_experience(
-            run_path(self.context.run_dir) / order.file, indices, experience, self._texts(experience.trajectories)
-        )
+        file = None
+        if indices:  # with more ranks than a wave has trajectories most have none: no file for nothing
+            path = run_path(self.context.run_dir) / order.file
+            file = write_experience(path, indices, experience, self._texts(experience.trajectories))
         advantages = TokenColumn(
             wave=order.wave,
             indices=tuple(indices),
@@ -289,7 +290,7 @@ def response_lengths(trajectories: Trajectories) -> Tensor:
 
 
 def summarise(
-    wave: int, indices: Sequence[int], experience: Experience, sources: Sequence[Tensor], file: WrittenFile
+    wave: int, indices: Sequence[int], experience: Experience, sources: Sequence[Tensor], file: WrittenFile | None
 ) -> ExperienceSummary:
     """The numbers of one rank's experience that the orchestrator merges, in shard order."""
     import torch

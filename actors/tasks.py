@@ -193,4 +193,5 @@ class ExperienceSummary:
     """Of the rewards' bit patterns, each trajectory's at its index in the wave (`digest_of_places`)."""
     advantage_digest: str
     """Likewise of the advantages, before whitening."""
-    file: WrittenFile
+    file: WrittenFile | None
+    """The trajectories, in the folder of the order's `file`; None where there are none."""

@@ -246,7 +246,9 @@ def _experience(world: World, rank: int, args: tuple[Any, ...], begins: float) -
         logprob_gap=0.01,
         reward_digest=f"{order.wave:08x}{rank:056x}",
         advantage_digest=f"{order.wave:08x}{rank:056x}",
-        file=WrittenFile(name=path.name, sha256=f"{order.wave:032x}{rank:032x}", num_bytes=20_000 * len(indices)),
+        file=WrittenFile(name=path.name, sha256=f"{order.wave:032x}{rank:032x}", num_bytes=20_000 * len(indices))
+        if indices
+        else None,
     )
 
 

@@ -59,7 +59,7 @@ class LedgerEntry:
     kl_controller: dict[str, float]
     """State after the step."""
     trajectory_files: tuple[tuple[WrittenFile, ...], ...]
-    """For each wave; names are paths under the run directory."""
+    """For each wave, of the ranks that had a part of it; names are paths under the run directory."""
     digests: StepDigests
     updates: dict[str, tuple[dict[str, float], ...]]
     """Of policy and critic, each minibatch's losses and metrics over all ranks, in order."""

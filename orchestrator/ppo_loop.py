@@ -183,7 +183,11 @@ class PPOLoop:
             kl_coef=kl_coef,
             kl_controller=self.position.kl.state(),
             trajectory_files=tuple(
-                tuple(replace(summary.file, name=f"{trajectory_folder(step)}/{summary.file.name}") for summary in wave)
+                tuple(
+                    replace(part.file, name=f"{trajectory_folder(step)}/{part.file.name}")
+                    for part in wave
+                    if part.file is not None
+                )
                 for wave in collected.summaries
             ),
             digests=experience_digests(collected.waves, collected.summaries, *digests),
