@@ -67,7 +67,7 @@ def one_step(num_prompts: int, tokens: int, counted: Counted, run_dir: Path) -> 
     """Generation, scoring, experience and updates of a step."""
     config = stage(
         f"ppo.prompts_per_step={num_prompts}",
-        f"rollout.prompts_per_wave={max(4, num_prompts // 8)}",
+        f"rollout.prompts_per_wave={num_prompts // 4}",
         "rollout.num_engines=2",
         "policy.placement.num_ranks=2",
         "critic.placement.num_ranks=2",
