@@ -6,7 +6,6 @@ Imports of torch and of everything above it stand inside methods: see `actors.ro
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actors.context import RankContext
+from actors.digests import digest_of_places
 from actors.store import run_path, write_whole
 from actors.tasks import (
     AppraisalOrder,
@@ -115,9 +115,10 @@ class Critic(Trainer):
         for name in ("old_logprobs", "reference_logprobs", "advantages", "returns"):
             self.kept.put(name, order.wave, getattr(experience, name))
         indices = self.kept.indices(order.wave)
-        file = write_experience(
-            run_path(self.context.run_dir) / order.file, indices, experience, self._texts(experience.trajectories)
-        )
+        file = None
+        if indices:  # with more ranks than a wave has trajectories most have none: no file for nothing
+            path = run_path(self.context.run_dir) / order.file
+            file = write_experience(path, indices, experience, self._texts(experience.trajectories))
         advantages = TokenColumn(
             wave=order.wave,
             indices=tuple(indices),
@@ -289,7 +290,7 @@ def response_lengths(trajectories: Trajectories) -> Tensor:
 
 
 def summarise(
-    wave: int, indices: Sequence[int], experience: Experience, sources: Sequence[Tensor], file: WrittenFile
+    wave: int, indices: Sequence[int], experience: Experience, sources: Sequence[Tensor], file: WrittenFile | None
 ) -> ExperienceSummary:
     """The numbers of one rank's experience that the orchestrator merges, in shard order."""
     import torch
@@ -298,27 +299,25 @@ def summarise(
 
     trajectories = experience.trajectories
     mask = trajectories.loss_mask
-    bounds = trajectories.cu_lengths.tolist()
-    ranges = list(itertools.pairwise(bounds))
     difference = torch.where(mask, experience.old_logprobs - experience.reference_logprobs, 0.0).double()
     gap = torch.where(
         mask,
         (trajectories.rollout_logprobs - experience.old_logprobs).abs() / experience.old_logprobs.abs().clamp(min=1.0),
         0.0,
     )
+
+    def digest(column: Tensor) -> str:
+        of_each = column.split(trajectories.lengths)
+        return digest_of_places({i: one.numpy().tobytes() for i, one in zip(indices, of_each, strict=True)})
+
     return ExperienceSummary(
         wave=wave,
-        indices=tuple(indices),
         advantage_moments=moments_of(experience.advantages, mask),
-        kl=tuple(float(difference[start:end].sum()) for start, end in ranges),
-        scores=tuple(experience.scores.tolist()),
-        source_scores=tuple(tuple(source.tolist()) for source in sources),
+        score_moments=moments_of(experience.scores, torch.ones_like(experience.scores, dtype=torch.bool)),
+        source_sums=tuple(float(source.double().sum()) for source in sources),
+        kl_sum=float(difference.sum()),
         logprob_gap=float(gap.max()) if len(gap) else 0.0,
-        reward_digests=tuple(_digest(experience.rewards[start:end]) for start, end in ranges),
-        advantage_digests=tuple(_digest(experience.advantages[start:end]) for start, end in ranges),
+        reward_digest=digest(experience.rewards),
+        advantage_digest=digest(experience.advantages),
         file=file,
     )
-
-
-def _digest(data: Tensor) -> str:
-    return hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest()

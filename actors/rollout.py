@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from actors.context import RankContext
+from actors.digests import digest_of
 from actors.errors import SyncFailed, UserError
 from actors.role import Role
 from actors.tasks import Busy, GenerationUnit, WaveSummary
@@ -326,6 +327,6 @@ def summarise(trajectories: Trajectories, *, wave: int, busy: Busy) -> WaveSumma
         num_loss_tokens=tuple(int(one.sum()) for one in mask),
         prompt_ids=trajectories.prompt_ids,
         truncated=tuple(trajectories.truncated.tolist()),
-        token_digests=tuple(hashlib.sha256(one.numpy().astype("<i8").tobytes()).hexdigest() for one in tokens),
+        token_digest=digest_of(hashlib.sha256(one.numpy().astype("<i8").tobytes()).hexdigest() for one in tokens),
         busy=busy,
     )

@@ -54,8 +54,8 @@ class WaveSummary:
     """[B]"""
     truncated: tuple[bool, ...]
     """[B]"""
-    token_digests: tuple[str, ...]
-    """[B] sha256 of the tokens as little-endian int64."""
+    token_digest: str
+    """sha256 over the trajectories' own in their order, each of its tokens as little-endian int64."""
     busy: Busy
 
 
@@ -176,21 +176,22 @@ class AppraisalSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperienceSummary:
-    """What the orchestrator may know of one rank's experience of one wave. Sums are over the rank's trajectories."""
+    """What the orchestrator may know of one rank's experience of one wave: as many bytes for a thousand trajectories as for one."""
 
     wave: int
-    indices: tuple[int, ...]
     advantage_moments: Moments
-    kl: tuple[float, ...]
-    """[B] log p_old - log p_reference summed over the trajectory's chosen tokens (k1, nats)."""
-    scores: tuple[float, ...]
-    """[B] after weights, clipping and penalties."""
-    source_scores: tuple[tuple[float, ...], ...]
-    """For each source of rewards [B], before its weight."""
+    """Of the chosen tokens."""
+    score_moments: Moments
+    """Of the trajectories' scores, after weights, clipping and penalties."""
+    source_sums: tuple[float, ...]
+    """For each source of rewards the sum of its scores, before its weight."""
+    kl_sum: float
+    """log p_old - log p_reference summed over all chosen tokens (k1, nats)."""
     logprob_gap: float
     """Largest |rollout - old| / max(1, |old|) of a chosen token."""
-    reward_digests: tuple[str, ...]
-    """[B] sha256 of the rewards' bit patterns."""
-    advantage_digests: tuple[str, ...]
-    """[B] likewise of the advantages, before whitening."""
-    file: WrittenFile
+    reward_digest: str
+    """Of the rewards' bit patterns, each trajectory's at its index in the wave (`digest_of_places`)."""
+    advantage_digest: str
+    """Likewise of the advantages, before whitening."""
+    file: WrittenFile | None
+    """The trajectories, in the folder of the order's `file`; None where there are none."""

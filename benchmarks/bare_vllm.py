@@ -18,11 +18,11 @@ from typing import Any, TextIO
 
 from actors.data.prompts import PromptDataset
 from actors.data.tokenizer import end_token_ids, load_tokenizer
+from actors.digests import digest_of
 from actors.rollout import request_seed
 from actors.rollout_backend import MAX_NUM_SEQS
 from configs.load import load_config
 from configs.schema.ppo import PPOStage
-from orchestrator.ledger import digest_of
 
 
 class BareVLLM:
@@ -56,18 +56,23 @@ class BareVLLM:
     def answer(self, step: int, waves: list[list[int]], slots: list[list[int]]) -> dict[str, Any]:
         """Generates the waves one after the other."""
         started = time.monotonic()
-        outputs = []
+        waves_outputs = []
         for prompts, places in zip(waves, slots, strict=True):
             requests = [
                 self.vllm.TokensPrompt(prompt_token_ids=list(self.prompts.row(index).token_ids)) for index in prompts
             ]
             params = [self._sampling(request_seed(self.config.run.seed, step, place, 0)) for place in places]
-            outputs += self.llm.generate(requests, params, use_tqdm=False)
+            waves_outputs.append(self.llm.generate(requests, params, use_tqdm=False))
         seconds = time.monotonic() - started
-        num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-        # of whole trajectories, as `actors.rollout.summarise` takes them
-        whole = [array("q", [*output.prompt_token_ids, *output.outputs[0].token_ids]) for output in outputs]
-        digests = [hashlib.sha256(tokens.tobytes()).hexdigest() for tokens in whole]
+        num_tokens = sum(len(output.outputs[0].token_ids) for outputs in waves_outputs for output in outputs)
+        # of whole trajectories, wave by wave, as `actors.rollout.summarise` takes them
+        digests = [
+            digest_of(
+                hashlib.sha256(array("q", [*one.prompt_token_ids, *one.outputs[0].token_ids]).tobytes()).hexdigest()
+                for one in outputs
+            )
+            for outputs in waves_outputs
+        ]
         return {"seconds": seconds, "tokens": num_tokens, "digest": digest_of(digests)}
 
     def _sampling(self, seed: int) -> Any:

@@ -214,7 +214,7 @@ def _generate(world: World, rank: int, args: tuple[Any, ...], begins: float) -> 
         num_loss_tokens=tuple(answers),
         prompt_ids=tuple(f"prompt-{row:08d}" for row in unit.prompt_indices for _ in range(unit.responses_per_prompt)),
         truncated=tuple(tokens == 1024 for tokens in answers),
-        token_digests=tuple(f"{chance.getrandbits(256):064x}" for _ in range(num)),
+        token_digest=f"{chance.getrandbits(256):064x}",
         busy=Busy(started=begins, seconds=delay_s),
     )
 
@@ -235,20 +235,20 @@ def _experience(world: World, rank: int, args: tuple[Any, ...], begins: float) -
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=True)  # the loop looks for leftovers of other attempts there
     indices = world.kept.pop((rank, order.wave))
-    scores = tuple(float(index) for index in indices)
     return world.delays.experience_s, ExperienceSummary(
         wave=order.wave,
-        indices=indices,
         advantage_moments=Moments(count=400 * len(indices), mean=0.0, m2=400.0 * len(indices))
         if indices
         else NO_MOMENTS,
-        kl=tuple(0.5 for _ in indices),
-        scores=scores,
-        source_scores=(scores,),
+        score_moments=Moments(count=len(indices), mean=1.0, m2=0.0) if indices else NO_MOMENTS,
+        source_sums=(float(len(indices)),),
+        kl_sum=0.5 * len(indices),
         logprob_gap=0.01,
-        reward_digests=tuple(f"{order.wave:08x}{index:056x}" for index in indices),
-        advantage_digests=tuple(f"{order.wave:08x}{index:056x}" for index in indices),
-        file=WrittenFile(name=path.name, sha256=f"{order.wave:032x}{rank:032x}", num_bytes=20_000 * len(indices)),
+        reward_digest=f"{order.wave:08x}{rank:056x}",
+        advantage_digest=f"{order.wave:08x}{rank:056x}",
+        file=WrittenFile(name=path.name, sha256=f"{order.wave:032x}{rank:032x}", num_bytes=20_000 * len(indices))
+        if indices
+        else None,
     )
 
 

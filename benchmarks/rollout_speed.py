@@ -16,11 +16,11 @@ from statistics import median
 from typing import Any, Self
 
 from actors.data.order import prompts_of_step
+from actors.digests import digest_of
 from actors.rollout import engine_environment
 from benchmarks.table import Cell, Table
 from configs.schema.ppo import PPOStage
 from orchestrator.launch import Launched
-from orchestrator.ledger import digest_of
 from orchestrator.plan_records import PPOPlan
 from orchestrator.ppo_step import PPOStep
 
@@ -117,7 +117,7 @@ class InSystem:
         started = time.monotonic()
         summaries = self._waiter.wait(self._steps.generate(step, self._policy_version))
         seconds = time.monotonic() - started
-        digests = [digest for summary in summaries for digest in summary.token_digests]
+        digests = [summary.token_digest for summary in summaries]
         return Speed(seconds=seconds, tokens=sum(sum(s.num_loss_tokens) for s in summaries), digest=digest_of(digests))
 
 

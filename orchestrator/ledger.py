@@ -9,28 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from actors.algorithms.moments import Moments
+from actors.digests import digest_of
 from actors.errors import PreceptorError
 from actors.store import create_only, entries, read_bytes, reason
 from actors.tasks import Busy, WaveSummary, WrittenFile
 
-FORMAT = 1
+FORMAT = 2
 ENTRY_NAME = re.compile(r"\d{8,}\.json")
 
 
 def num_committed(folder: Path) -> int:
     """Committed steps of the run in `folder`, or of all stages of the pipeline there."""
     return sum(1 for _ in folder.glob("ledger/[0-9]*.json")) + sum(1 for _ in folder.glob("*/ledger/[0-9]*.json"))
-
-
-def digest_of(parts: Sequence[str]) -> str:
-    """sha256 over digests in the given order."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +59,7 @@ class LedgerEntry:
     kl_controller: dict[str, float]
     """State after the step."""
     trajectory_files: tuple[tuple[WrittenFile, ...], ...]
-    """For each wave; names are paths under the run directory."""
+    """For each wave, of the ranks that had a part of it; names are paths under the run directory."""
     digests: StepDigests
     updates: dict[str, tuple[dict[str, float], ...]]
     """Of policy and critic, each minibatch's losses and metrics over all ranks, in order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from actors.algorithms.moments import merge
 from actors.role import Role
 from actors.tasks import Busy, UpdateReport
 
@@ -25,15 +26,14 @@ def step_metrics(collected: Collected, timeline: Timeline) -> dict[str, float]:
     role worked.
     """
     summaries = [summary for wave in collected.summaries for summary in wave]
-    scores = [score for s in summaries for score in s.scores]
+    scores = merge(s.score_moments for s in summaries)
     generated = sum(sum(wave.num_loss_tokens) for wave in collected.waves)
     truncated = [float(flag) for wave in collected.waves for flag in wave.truncated]
-    centre = mean(scores)
     metrics = {
-        "score": centre,
-        "score_std": mean([(score - centre) ** 2 for score in scores]) ** 0.5,
-        "kl": mean([value for s in summaries for value in s.kl]),
-        "response_tokens": generated / len(scores),
+        "score": scores.mean,
+        "score_std": (scores.m2 / scores.count) ** 0.5,
+        "kl": sum(s.kl_sum for s in summaries) / scores.count,
+        "response_tokens": generated / scores.count,
         "truncated_frac": mean(truncated),
         "logprob_gap": max(s.logprob_gap for s in summaries),
         "advantage_mean": collected.moments.mean,
@@ -45,9 +45,8 @@ def step_metrics(collected: Collected, timeline: Timeline) -> dict[str, float]:
     }
     for role in sorted({role for role, _ in timeline.busy}):
         metrics[f"busy_s/{role}"] = covered_s([busy for of, busy in timeline.busy if of == role])
-    num_sources = len(summaries[0].source_scores)
-    for source in range(num_sources):
-        metrics[f"reward/{source}"] = mean([score for s in summaries for score in s.source_scores[source]])
+    for source in range(len(summaries[0].source_sums)):
+        metrics[f"reward/{source}"] = sum(s.source_sums[source] for s in summaries) / scores.count
     return metrics
 
 

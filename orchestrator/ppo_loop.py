@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.algorithms.kl_controller import AdaptiveKLController, FixedKLController
+from actors.digests import digest_of, sum_of_digests
 from actors.errors import PreceptorError
 from actors.store import entries
 from actors.tasks import ExperienceSummary, WaveSummary
@@ -19,7 +20,7 @@ from configs.schema.ppo import AdaptiveKLConfig, KLConfig, PPOStage
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.evaluation import PREFIX, Evaluation, HeldOut
 from orchestrator.launch import Launched
-from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, digest_of
+from orchestrator.ledger import Ledger, LedgerEntry, StepDigests
 from orchestrator.metrics import minibatch_metrics, peak_memory, step_metrics, whole_minibatches
 from orchestrator.plan_records import PPOPlan
 from orchestrator.ppo_records import Timeline
@@ -182,7 +183,11 @@ class PPOLoop:
             kl_coef=kl_coef,
             kl_controller=self.position.kl.state(),
             trajectory_files=tuple(
-                tuple(replace(summary.file, name=f"{trajectory_folder(step)}/{summary.file.name}") for summary in wave)
+                tuple(
+                    replace(part.file, name=f"{trajectory_folder(step)}/{part.file.name}")
+                    for part in wave
+                    if part.file is not None
+                )
                 for wave in collected.summaries
             ),
             digests=experience_digests(collected.waves, collected.summaries, *digests),
@@ -293,16 +298,11 @@ def remove_others(folder: Path, entry: LedgerEntry) -> None:
 def experience_digests(
     waves: Sequence[WaveSummary], summaries: Sequence[Sequence[ExperienceSummary]], policy: str, critic: str
 ) -> StepDigests:
-    """Of a step: tokens, rewards and advantages in the order of waves and of trajectories in them, whatever ranks computed them."""
-    rewards, advantages = [], []
-    for wave in summaries:
-        by_index = {i: (s.reward_digests[at], s.advantage_digests[at]) for s in wave for at, i in enumerate(s.indices)}
-        rewards += [by_index[i][0] for i in sorted(by_index)]
-        advantages += [by_index[i][1] for i in sorted(by_index)]
+    """Of a step: tokens, rewards and advantages in the order of waves, whatever ranks computed them."""
     return StepDigests(
-        tokens=digest_of([digest for wave in waves for digest in wave.token_digests]),
-        rewards=digest_of(rewards),
-        advantages=digest_of(advantages),
+        tokens=digest_of(wave.token_digest for wave in waves),
+        rewards=digest_of(sum_of_digests(part.reward_digest for part in wave) for wave in summaries),
+        advantages=digest_of(sum_of_digests(part.advantage_digest for part in wave) for wave in summaries),
         policy=policy,
         critic=critic,
     )

@@ -64,8 +64,9 @@ def test_trajectories_and_summary_by_hand() -> None:
     summary = summarise(made, wave=7, busy=Busy(started=0.0, seconds=1.0))
     assert (summary.wave, summary.lengths, summary.num_loss_tokens) == (7, (5, 2), (2, 1))
     assert (summary.prompt_ids, summary.truncated) == (("p", "q"), (False, True))
-    second = (5).to_bytes(8, "little") + (9).to_bytes(8, "little")
-    assert summary.token_digests[1] == hashlib.sha256(second).hexdigest()
+    each = [b"".join(token.to_bytes(8, "little") for token in one) for one in ((5, 6, 7, 8, 2), (5, 9))]
+    lines = "\n".join(hashlib.sha256(one).hexdigest() for one in each)
+    assert summary.token_digest == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def test_seeds_are_pinned_and_differ_in_every_part() -> None:

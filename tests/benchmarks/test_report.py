@@ -56,7 +56,7 @@ def entry(step: int, generate_s: float, *, memory: bool = True) -> LedgerEntry:
         num_loss_tokens=(4, 6),
         prompt_ids=("a", "b"),
         truncated=(False, True),
-        token_digests=("c", "d"),
+        token_digest="c",
         busy=Busy(started=100.0 * step, seconds=generate_s),
     )
     metrics = {

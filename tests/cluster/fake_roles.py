@@ -52,7 +52,7 @@ class FakeRollout(Fake):
             num_loss_tokens=(self.tokens - 5,) * num,
             prompt_ids=tuple(f"prompt-{slot:06d}" for slot, _ in slots),
             truncated=(False,) * num,
-            token_digests=tuple(digest(unit.step, *slot) for slot in slots),
+            token_digest=digest(unit.step, *slots),
             busy=BUSY,
         )
 
@@ -75,21 +75,14 @@ class FakeCritic(FakeScorer):
     def build_experience(self, order: ExperienceOrder, *columns: bytes) -> tuple[bytes, ExperienceSummary]:
         num = len(columns[0]) // (BYTES_PER_TOKEN * self.tokens)
 
-        def floats(of: int) -> tuple[float, ...]:
-            return tuple(0.123456789 + of + n for n in range(num))
-
-        def digests(of: str) -> tuple[str, ...]:
-            return tuple(digest(of, order.wave, n) for n in range(num))
-
         return columns[0], ExperienceSummary(
             wave=order.wave,
-            indices=tuple(range(num)),
             advantage_moments=Moments(count=num * self.tokens, mean=0.5, m2=0.123456789),
-            kl=floats(0),
-            scores=floats(1000),
-            source_scores=(floats(2000),),
+            score_moments=Moments(count=num, mean=0.123456789, m2=0.123456789),
+            source_sums=(0.123456789,),
+            kl_sum=0.123456789,
             logprob_gap=1e-6,
-            reward_digests=digests("rewards"),
-            advantage_digests=digests("advantages"),
+            reward_digest=digest("rewards", order.wave),
+            advantage_digest=digest("advantages", order.wave),
             file=WrittenFile(name=order.file, sha256=digest(order.file), num_bytes=123456),
         )

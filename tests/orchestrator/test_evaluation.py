@@ -19,7 +19,7 @@ def wave(number: int, *prompt_ids: str) -> WaveSummary:
         num_loss_tokens=(4,) * len(prompt_ids),
         prompt_ids=prompt_ids,
         truncated=(True,) + (False,) * (len(prompt_ids) - 1),
-        token_digests=("",) * len(prompt_ids),
+        token_digest="",
         busy=Busy(started=0.0, seconds=1.0),
     )
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from actors.algorithms.moments import Moments
+from actors.digests import digest_of
 from actors.errors import PreceptorError
 from actors.store import create_only
 from actors.tasks import Busy, WaveSummary, WrittenFile
-from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, SupervisedEntry, digest_of
+from orchestrator.ledger import Ledger, LedgerEntry, StepDigests, SupervisedEntry
 
 
 def entry(step: int) -> LedgerEntry:
@@ -29,7 +30,7 @@ def entry(step: int) -> LedgerEntry:
                 num_loss_tokens=(1, 2),
                 prompt_ids=("a", "b"),
                 truncated=(False, True),
-                token_digests=("t", "u"),
+                token_digest="t",
                 busy=Busy(started=1.5, seconds=0.25),
             ),
         ),

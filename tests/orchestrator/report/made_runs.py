@@ -118,7 +118,7 @@ def ppo_step(folder: Path, step: int, exchanges: Sequence[tuple[str, str, str, f
         num_loss_tokens=(5,) * len(ids),
         prompt_ids=ids,
         truncated=(False,) * len(ids),
-        token_digests=("d",) * len(ids),
+        token_digest="d",
         busy=Busy(started=100.0 * step, seconds=3.0),
     )
     entry = LedgerEntry(
