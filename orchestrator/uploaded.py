@@ -15,9 +15,9 @@ from configs.schema.data import SourceConfig
 from configs.schema.rewards import FunctionConfig
 from orchestrator.ray_jobs import left_out
 
-FILE = "a file in --working-dir that they don't name"
-INPUT = "what is in --working-dir and they don't name, an absolute path that the cluster's nodes have, or an address such as s3://..."
-MODULE = "a module in --working-dir that they don't name, or one that is installed on the nodes"
+FILE = "a file in --working-dir that is not ignored"
+INPUT = "what is in --working-dir and not ignored, an absolute path that the cluster's nodes have, or an address such as s3://..."
+MODULE = "a module in --working-dir that is not ignored, or one that is installed on the nodes"
 OF_A_MODEL = ("config.json", "*.safetensors")
 
 
@@ -29,10 +29,8 @@ def require_uploaded(config: Config, config_file: Path, working_dir: Path) -> No
         ConfigError: every such thing with its key, its path and why it would not be there.
     """
     problems: list[Problem | None] = []
-    for key, text, path in [
-        ("CONFIG", str(config_file), config_file),
-        *(("base", *one) for one in relative_bases(config_file)),
-    ]:
+    bases = [("base", text, path) for text, path in relative_bases(config_file)]
+    for key, text, path in [("CONFIG", str(config_file), config_file), *bases]:
         problems.append(_problem(key, text, Path(os.path.relpath(path, working_dir)), working_dir, FILE))
     for key, paths, allowed in _inputs(config, working_dir):
         found = (_problem(key, str(path), path, working_dir, allowed) for path in paths)

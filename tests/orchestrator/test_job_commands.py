@@ -119,9 +119,9 @@ def test_a_config_that_is_outside_by_its_dots_is_refused(
 
 IGNORED = "which .gitignore or .rayignore names"
 OUTSIDE = "which is outside --working-dir"
-FILE = "a file in --working-dir that they don't name"
-INPUT = "what is in --working-dir and they don't name, an absolute path that the cluster's nodes have, or an address such as s3://..."
-MODULE = "a module in --working-dir that they don't name, or one that is installed on the nodes"
+FILE = "a file in --working-dir that is not ignored"
+INPUT = "what is in --working-dir and not ignored, an absolute path that the cluster's nodes have, or an address such as s3://..."
+MODULE = "a module in --working-dir that is not ignored, or one that is installed on the nodes"
 
 
 def make_files(folder: Path, *names: str) -> None:
