@@ -8,8 +8,9 @@ starts anew, as its other keys belong to another kind. Then references (`configs
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +19,24 @@ from pydantic import TypeAdapter, ValidationError
 
 from configs.errors import ConfigError, Problem
 from configs.fields import ROOT, STAGES, FieldRow, Kind, describe, either, kind_text, locate, schema_json, tag_of
-from configs.references import escape, resolve
+from configs.references import environments, escape, resolve
 from configs.schema import Config, Pipeline, references
 from configs.schema.base import Section
 from configs.secrets import ALLOWED, secrets_in
 from configs.yaml_file import Origins, quote, read_value, read_yaml, write_yaml
 
-__all__ = ["ConfigError", "FieldRow", "Option", "describe", "dump_config", "load_config", "load_options", "schema_json"]
+__all__ = [
+    "ConfigError",
+    "FieldRow",
+    "Option",
+    "describe",
+    "dump_config",
+    "environment_overrides",
+    "load_config",
+    "load_options",
+    "relative_bases",
+    "schema_json",
+]
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
 
@@ -37,9 +49,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: every problem with its key, what was got, what is allowed, and the file or override that it came from.
     """
-    values, origins = _read_chain(Path(path), ())
-    for override in overrides:
-        _apply_override(values, origins, override)
+    values, origins = _merged(path, overrides)
     if secret := [_secret_problem(place, origins) for place in secrets_in(values)]:
         raise ConfigError(_title(path), secret)
     problems = _share_sections(values, origins) if values.get("stage") == "pipeline" else []
@@ -63,6 +73,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if problems:
         raise ConfigError(_title(path), problems)
     return config
+
+
+def environment_overrides(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Further overrides of a config that say what its `${env:...}` are here, so that it is the same where the environment is another.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
+    values, origins = _merged(path, overrides)
+    places = list(environments(values))
+    if values.get("stage") == "pipeline":
+        _share_sections(values, origins)
+    resolved, _, _ = resolve(values, origins)
+    return [_override(place, resolved) for place in places]
+
+
+def relative_bases(path: Path) -> Iterator[tuple[str, Path]]:
+    """Every base of a file that is found relative to it, and theirs: as it is written, and where it is. One with an absolute path, and what
+    that is based on, is elsewhere.
+
+    Raises:
+        ConfigError: as `load_config` does, which finds files that name each other without end.
+    """
+    values, origins = read_yaml(path)
+    for base in _bases(values["base"], path, origins) if "base" in values else []:
+        if not Path(base).is_absolute():
+            yield base, path.parent / base
+            yield from relative_bases(path.parent / base)
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
@@ -122,6 +160,14 @@ def _title(path: str | Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- files, bases, overrides
+
+
+def _merged(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Origins]:
+    """Files and overrides as they are written, references and all."""
+    values, origins = _read_chain(Path(path), ())
+    for override in overrides:
+        _apply_override(values, origins, override)
+    return values, origins
 
 
 def _read_chain(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
@@ -195,6 +241,18 @@ def _apply_override(values: dict[str, Any], origins: Origins, override: str) -> 
         origins |= value_origins
         return
     _merge(parent, {path[-1]: value}, origins, value_origins, path[:-1])
+
+
+def _override(place: tuple[str, ...], values: Any) -> str:
+    """The override that gives the value at a place."""
+    for part in place:
+        values = values[int(part)] if isinstance(values, list) else values[part]
+    # a key with a dot in it can't be named: it is written as part of the section's value, which is merged
+    end = next((at for at, part in enumerate(place) if "." in part), len(place))
+    value = escape(values)
+    for part in reversed(place[end:]):
+        value = {part: value}
+    return f"{'.'.join(place[:end])}={json.dumps(value, ensure_ascii=False)}"  # JSON is YAML
 
 
 def _descend(parent: Any, part: str, path: tuple[str, ...], origin: str) -> Any:

@@ -31,6 +31,20 @@ def resolve(values: dict[str, Any], origins: Origins) -> tuple[dict[str, Any], O
     return resolved, resolver.origins, list(dict.fromkeys(resolver.problems))
 
 
+def environments(value: Any, path: Path = ()) -> Iterator[Path]:
+    """Paths of the texts in values before they are resolved that refer to the environment."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from environments(inner, (*path, key))
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from environments(inner, (*path, str(at)))
+    elif isinstance(value, str):
+        names = [match["name"] for match in TOKEN.finditer(value)]
+        if any(name and name.startswith(ENVIRONMENT) for name in names):
+            yield path
+
+
 def escape(value: Any) -> Any:
     """The value with `${` in its texts written so that `resolve` gives them back."""
     if isinstance(value, str):

@@ -7,6 +7,7 @@ RAY_AUTH_TOKEN or its file.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import time
@@ -229,23 +230,30 @@ async def _close(pieces: AsyncGenerator[str, None], waiting: asyncio.Task[str] |
 
 
 def left_out(working_dir: Path, path: Path) -> bool:
-    """Whether Ray leaves a file or folder of the working directory out of its copy: .gitignore or .rayignore of a folder above names it."""
+    """Whether Ray leaves a file, or all of a folder, out of its copy of the working directory: what is outside, and what .gitignore or
+    .rayignore of a folder above names."""
     from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
-    root, path = working_dir.absolute(), path.absolute()
+    # not resolved: Ray copies what a link leads to as if it stood there
+    root, path = (Path(os.path.normpath(one.absolute())) for one in (working_dir, path))
+    gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") != "1"  # Ray's own switch
     if not path.is_relative_to(root):
         return True
     above = [folder for folder in path.parents if folder.is_relative_to(root)]
-    # a pattern names a folder, or what is in it; what lies in a folder that is left out is left out
-    inside = [file for file in path.rglob("*") if file.is_file()][:1] if path.is_dir() else []
-    named = [*(folder for folder in above if folder != root), path, *inside]
-    return any(
+    # what lies in a folder that is left out is left out
+    named = [*(folder for folder in above if folder != root), path]
+    if any(
         match(one)
         for folder in above
-        for match in get_excludes_from_ignore_files(folder, True)
+        for match in get_excludes_from_ignore_files(folder, gitignore)
         for one in named
         if one.is_relative_to(folder)
-    )
+    ):
+        return True
+    # a pattern may name what is in a folder: `/runs/*`
+    files = (file for file in path.rglob("*") if file.is_file())
+    first = next(files, None)
+    return first is not None and all(left_out(root, file) for file in itertools.chain([first], files))
 
 
 @contextmanager

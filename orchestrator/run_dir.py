@@ -18,6 +18,7 @@ from actors.store import create_only, empty, entries, is_local, read_bytes, requ
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import Config
+from orchestrator.flat import flat
 from orchestrator.ledger import num_committed
 from orchestrator.store_lock import announced, this_driver
 
@@ -209,7 +210,7 @@ def same_plan(folder: Path, plan: str, *, deterministic: bool, note: Callable[[s
     with suppress(FileExistsError):
         create_only(path, plan.encode())
     planned = json.loads(plan)
-    before, now = _leaves(_begun_with(path, planned)), _leaves(planned)
+    before, now = flat(_begun_with(path, planned)), flat(planned)
     changed = [
         f"{key}: got {now.get(key, 'nothing')}, was {before.get(key, 'nothing')}"
         for key in (*before, *(key for key in now if key not in before))
@@ -224,18 +225,6 @@ def same_plan(folder: Path, plan: str, *, deterministic: bool, note: Callable[[s
             "cores and GPUs as the run was begun with"
         )
     note(f"{differences}. The run goes on with the new one")
-
-
-def _leaves(value: Any, key: str = "") -> dict[str, Any]:
-    """The values in nested objects and lists by their keys' paths: `roles.policy.threads`."""
-    if isinstance(value, dict):
-        inner = list(value.items())
-    elif isinstance(value, list):
-        inner = [(str(index), one) for index, one in enumerate(value)]
-    else:
-        return {key: value}
-    below = [_leaves(one, f"{key}.{name}" if key else name) for name, one in inner]
-    return {path: leaf for leaves in below for path, leaf in leaves.items()}
 
 
 def _make(folder: Path) -> list[Path]:

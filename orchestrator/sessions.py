@@ -37,7 +37,6 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 EndState = Literal["finished", "stopped", "failed"]
 State = Literal["running", "finished", "stopped", "failed", "lost"]
-STATES: tuple[State, ...] = ("running", "finished", "stopped", "failed", "lost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from actors.errors import UserError
@@ -40,6 +41,17 @@ def ray_job() -> str | None:
     """The id of the Ray job that this process is the entrypoint of, or None."""
     text = os.environ.get(RAY_JOB)
     return None if text is None else str(json.loads(text)["metadata"]["job_submission_id"])
+
+
+def handed_over(names: Iterable[str]) -> dict[str, str]:
+    """The variables of this process that `--env` gives to a job. UserError where one is not set."""
+    names = list(names)
+    for name in names:
+        if name not in os.environ:
+            # a value in place of a name may be a secret: it is not repeated
+            got = repr(name) if name.isidentifier() else "something that is no name"
+            raise UserError(f"--env: got {got}; allowed: the name of a variable that is set here")
+    return {name: os.environ[name] for name in names}
 
 
 def home_is_lost() -> bool:

@@ -19,6 +19,7 @@ from actors.errors import PreceptorError, UserError
 from actors.local_files import scratch_of
 from actors.store import create_only
 from configs.schema.run import RunConfig, TrackerName
+from configs.secrets import without_secrets
 from orchestrator.flat import flat
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -247,8 +248,9 @@ def _installed(module: str) -> bool:
     return False
 
 
-def without_secrets(text: str) -> str:
-    """A library's message without what the environment gave it in confidence."""
+def told(error: Exception) -> str:
+    """A library's error in one line, without what the environment gave it in confidence."""
+    text = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
     secrets = {name: os.environ.get(name) for name in SECRETS}
     secrets[f"password in {MLFLOW_URI}"] = urlsplit(os.environ.get(MLFLOW_URI, "")).password
     for name, value in secrets.items():
@@ -285,9 +287,8 @@ def _made(name: TrackerName, tracked: Tracked) -> Tracker:
     except UserError:
         raise
     except Exception as error:
-        what = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
         raise UserError(
-            f"run.trackers: {name} can't begin: {what}; allowed: {ALLOWED[name]}, or run.trackers without it"
+            f"run.trackers: {name} can't begin: {told(error)}; allowed: {ALLOWED[name]}, or run.trackers without it"
         ) from error
 
 
@@ -317,5 +318,4 @@ class Guarded:
             what()
         except Exception as error:  # noqa: BLE001 - supervision: whatever a tracker raises, the run goes on
             self._broken = True
-            said = without_secrets(f"{type(error).__name__}: {error}")
-            self._note(f"{self._name}: {said}. It gets no more of this run; the ledger has everything")
+            self._note(f"{self._name}: {told(error)}. It gets no more of this run; the ledger has everything")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.commands.base import (
     FAILED,
@@ -16,8 +17,11 @@ from orchestrator.commands.base import (
     console,
 )
 
+if TYPE_CHECKING:
+    from orchestrator.sessions import State
+
 RUN = "a run directory, or the beginning of a run's id"
-STATES = ("running", "finished", "stopped", "failed", "lost")
+STATES: tuple[State, ...] = ("running", "finished", "stopped", "failed", "lost")
 
 
 def register(commands: Commands) -> None:

@@ -21,7 +21,6 @@ from orchestrator.commands.base import (
 )
 
 if TYPE_CHECKING:
-    from configs.schema import Config
     from orchestrator.ray_jobs import JobState, RayJobs
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -79,19 +78,24 @@ def register(commands: Commands) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> None:
-    from configs.load import load_config
+    from configs.load import environment_overrides, load_config
     from configs.schema import Pipeline
     from orchestrator.plan import check_groups, make_plan
+    from orchestrator.surroundings import handed_over
 
     folder = Path(arguments.working_dir)
     config_path = _within(folder, arguments.config)
     metadata = dict(_pairs(arguments.metadata))
-    env = {name: _from_environment(name) for name in arguments.env}
+    env = handed_over(arguments.env)
     config = load_config(arguments.config, arguments.overrides)
+    overrides = [*arguments.overrides, *environment_overrides(arguments.config, arguments.overrides)]
     check_groups(config)
     for stage in config.stages.values() if isinstance(config, Pipeline) else [config]:
         make_plan(stage, None)
-    _require_uploaded(config, folder)
+    _quiet_client()
+    from orchestrator.uploaded import require_uploaded
+
+    require_uploaded(config, Path(arguments.config), folder)
     if not arguments.skip_memory_check:
         from orchestrator.estimate.preflight import check_memory
 
@@ -105,7 +109,7 @@ def _submit(arguments: argparse.Namespace) -> None:
     ray_jobs = _cluster(arguments)
     job = ray_jobs.submit(
         JobRequest(
-            entrypoint=_entrypoint(arguments, config_path),
+            entrypoint=_entrypoint(arguments, config_path, overrides),
             name=arguments.name,
             working_dir=folder,
             env=env,
@@ -168,16 +172,20 @@ def _stop(arguments: argparse.Namespace) -> None:
 
 
 def _cluster(arguments: argparse.Namespace) -> RayJobs:
-    import logging
-
     from orchestrator.ray_jobs import RayJobs
 
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _quiet_client()
     given = [arguments.address, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS")]
     # RAY_ADDRESS may also name what drivers join, which answers no job client
     usable = [address for address in given[1:] if address and address.startswith(("http://", "https://"))]
     return RayJobs(arguments.address or next(iter(usable), DEFAULT_ADDRESS))
+
+
+def _quiet_client() -> None:
+    import logging
+
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _follow(ray_jobs: RayJobs, job: str) -> None:
@@ -197,21 +205,21 @@ def _follow(ray_jobs: RayJobs, job: str) -> None:
     print(f"job {job}: {state.status}")
 
 
-def _entrypoint(arguments: argparse.Namespace, config_path: str) -> str:
+def _entrypoint(arguments: argparse.Namespace, config_path: str, overrides: Sequence[str]) -> str:
     """What the job runs: the same run as here, with the options that are the run's."""
     options = [
         *(["--skip-memory-check"] if arguments.skip_memory_check else []),
         *(["--resume-if-begun"] if arguments.resume_if_begun else []),
         *(["--registry", arguments.registry] if arguments.registry is not None else []),
     ]
-    return shlex.join(["python", "-m", "orchestrator", "run", *options, config_path, *arguments.overrides])
+    return shlex.join(["python", "-m", "orchestrator", "run", *options, config_path, *overrides])
 
 
 def _within(folder: Path, config: str) -> str:
     """The config's path as the job will see it."""
     if not folder.is_dir():
         raise BadInput(f"--working-dir: got {str(folder)!r}, which is no folder")
-    file, root = Path(config).absolute(), folder.absolute()
+    file, root = (Path(os.path.normpath(one.absolute())) for one in (Path(config), folder))
     if not file.is_relative_to(root):
         raise BadInput(
             f"CONFIG: got {config!r}, which is outside {root}; allowed: a file in --working-dir, which the job sees"
@@ -225,29 +233,3 @@ def _pairs(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
         if not key or not separator:
             raise BadInput(f"--metadata: got {text!r}; allowed: KEY=VALUE")
         yield key, value
-
-
-def _from_environment(name: str) -> str:
-    if name not in os.environ:
-        # a value in place of a name may be a secret: it is not repeated
-        got = repr(name) if name.isidentifier() else "something that is no name"
-        raise BadInput(f"--env: got {got}; allowed: the name of a variable that is set here")
-    return os.environ[name]
-
-
-def _require_uploaded(config: Config, folder: Path) -> None:
-    """Refuses data and models in the working directory that Ray would not copy. What is not here may be there."""
-    from actors.errors import UserError
-    from configs.schema import Pipeline, stage_models
-    from orchestrator.ray_jobs import left_out
-
-    stages = config.stages if isinstance(config, Pipeline) else {"": config}
-    for name, stage in stages.items():
-        prefix = f"stages.{name}." if name else ""
-        for key, value in {"data.path": stage.data.path, **stage_models(stage)}.items():
-            path = folder / value
-            if not Path(value).is_absolute() and path.exists() and left_out(folder, path):
-                raise UserError(
-                    f"{prefix}{key}: {value!r} is not copied to the cluster: .gitignore or .rayignore names it; allowed: what they "
-                    "don't name (runs/NAME-inputs is copied), an absolute path that the cluster's nodes have, or an address such as s3://..."
-                )

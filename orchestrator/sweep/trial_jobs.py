@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from actors.durable import write_whole
 from actors.errors import NoAnswer, PreceptorError, UserError
+from orchestrator.surroundings import handed_over
 from orchestrator.sweep.records import Status, SweepFolder, SweepSpec, Trial
 
 if TYPE_CHECKING:
@@ -69,12 +70,7 @@ def place_of(spec: SweepSpec) -> Place:
     """Where the trials' drivers start. UserError where a variable that they are to get is not set."""
     if spec.address is None:
         return Place.here(spec.working_dir)
-    for name in spec.env:
-        if name not in os.environ:
-            # a value in place of a name may be a secret: it is not repeated
-            got = repr(name) if name.isidentifier() else "something that is no name"
-            raise UserError(f"--env: got {got}; allowed: the name of a variable that is set here")
-    return Place.cluster(spec.working_dir, {name: os.environ[name] for name in spec.env})
+    return Place.cluster(spec.working_dir, handed_over(spec.env))
 
 
 class TrialJobs:

@@ -1,12 +1,13 @@
 """`${...}` within a config, and lists of bases."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.load import dump_config, load_config
+from configs.load import dump_config, environment_overrides, load_config
 from configs.references import escape, resolve
 from configs.schema import Pipeline
 from configs.schema.ppo import PPOStage
@@ -65,6 +66,28 @@ def test_variables_are_read_as_an_override_is(ppo: Path, monkeypatch: pytest.Mon
     )
     assert (config.run.seed, config.data.path, config.ppo.gamma) == (17, "/data/p.jsonl", 0.5)
     assert config.run.wandb_project == "pq"
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\x85\u2028\u2029\ufeff"), max_size=12)
+)
+def test_the_environments_part_of_a_config_is_an_override_elsewhere(text: str) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HERE", text)
+        path = write(Path(folder) / "c.yaml", PPO)
+        given = [
+            "run.wandb_project=x${env:HERE}",
+            "data.path=${run.wandb_project}",
+            "data.columns={a.b: 'y${env:HERE}'}",
+        ]
+        here = load_config(path, given)
+        fixed = environment_overrides(path, given)
+        patch.setenv("HERE", "there")
+        assert load_config(path, [*given, *fixed]) == here
+
+
+def test_what_says_nothing_of_the_environment_is_no_override(ppo: Path) -> None:
+    assert environment_overrides(ppo, ["reference.model=${policy.model}", "run.wandb_project=$${env:X}"]) == []
 
 
 def test_a_pipelines_references_are_named_from_its_root_and_see_what_it_shares(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +18,8 @@ import pytest
 import yaml
 
 from actors.errors import PreceptorError, UserError
+from configs.load import load_config
+from configs.schema import Pipeline
 from orchestrator import cli
 from orchestrator import ray_jobs as module
 from orchestrator.ray_jobs import JobRequest, JobState, RayJobs, left_out
@@ -101,13 +107,83 @@ def test_bad_input_is_one_message(
     assert told(capsys, *argv) == (2, said.replace("HERE", str(project)))
 
 
-def test_data_that_would_not_be_copied_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (project / "rankings.jsonl").write_text("{}")
-    (project / ".gitignore").write_text("*.jsonl\n")
-    code, said = told(capsys, "submit", "reward.yaml", "--address", NOBODY)
+def test_a_config_that_is_outside_by_its_dots_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "sub").mkdir()
+    monkeypatch.chdir(project / "sub")
+    code, said = told(capsys, "submit", "../reward.yaml", "--address", NOBODY)
     assert code == 2
-    assert said.startswith(
-        "preceptor: data.path: 'rankings.jsonl' is not copied to the cluster: .gitignore or .rayignore names it; allowed:"
+    assert said.startswith(f"preceptor: CONFIG: got '../reward.yaml', which is outside {project}/sub; allowed:")
+
+
+IGNORED = "which .gitignore or .rayignore names"
+OUTSIDE = "which is outside --working-dir"
+FILE = "a file in --working-dir that is not ignored"
+INPUT = "what is in --working-dir and not ignored, an absolute path that the cluster's nodes have, or an address such as s3://..."
+MODULE = "a module in --working-dir that is not ignored, or one that is installed on the nodes"
+
+
+def make_files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+
+
+def test_what_would_not_be_copied_is_refused_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = tmp_path / "project"
+    make_files(
+        project, "p.jsonl", "model/config.json", "model/a.safetensors", "secret/pays.py", "kept.py", "sub/r.jsonl"
+    )
+    make_files(tmp_path, "rows.jsonl")
+    make_files(project, "here/only-here.jsonl")
+    (project / "out").mkdir()
+    (project / "out" / "run.yaml").write_text("base: [near.yaml, ../../far.yaml]\n")
+    (project / "out" / "near.yaml").write_text(PPO)
+    (tmp_path / "far.yaml").write_text("run: {seed: 1}\n")
+    (project / ".gitignore").write_text("/out/\n*.safetensors\n/secret/\n")
+    (project / "sub" / ".rayignore").write_text("r.jsonl\n")
+    monkeypatch.chdir(project / "here")
+    mix = "[{path: ../rows.jsonl}, {path: sub/r.jsonl}, {path: only-here.jsonl}, {path: /all/nodes.jsonl}, {path: hub/name}]"
+    functions = "[{function: 'secret.pays:f'}, {function: 'kept:f'}, {function: 'installed:f'}]"
+    keys = [f"data.mix={mix}", f"reward.functions={functions}", "policy.model=model"]
+    code, said = told(capsys, "submit", "../out/run.yaml", *keys, "--working-dir", "..", "--address", NOBODY)
+    assert code == 2
+    assert said.splitlines() == [
+        "preceptor: the job would not find what is not copied to the cluster:",
+        f"  CONFIG: got '../out/run.yaml', {IGNORED}; allowed: {FILE}",
+        f"  base: got 'near.yaml', {IGNORED}; allowed: {FILE}",
+        f"  base: got '../../far.yaml', {OUTSIDE}; allowed: {FILE}",
+        f"  policy.model: got 'model/a.safetensors', {IGNORED}; allowed: {INPUT}",
+        f"  data.mix.0.path: got '../rows.jsonl', {OUTSIDE}; allowed: {INPUT}",
+        f"  data.mix.1.path: got 'sub/r.jsonl', {IGNORED}; allowed: {INPUT}",
+        f"  data.mix.2.path: got 'only-here.jsonl', which is in this folder and not in --working-dir; allowed: {INPUT}",
+        f"  reward.functions.0.function: got 'secret/pays.py', {IGNORED}; allowed: {MODULE}",
+    ]
+
+
+def test_a_stages_data_is_named_with_its_stage_and_nothing_else_is_said(project: Path) -> None:
+    stage = {key: value for key, value in reward_config().items() if key != "run"}
+    (project / "p.yaml").write_text(
+        yaml.safe_dump({"stage": "pipeline", "run": {"dir": "runs/p"}, "stages": {"rm": stage}})
+    )
+    make_files(project, "rankings.jsonl")
+    (project / ".gitignore").write_text("*.jsonl\n")
+    # a process of its own: Ray's loggers are what it makes of them when it is imported
+    ran = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "submit", "p.yaml", "--address", NOBODY],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == (
+        "preceptor: the job would not find what is not copied to the cluster:\n"
+        f"  stages.rm.data.path: got 'rankings.jsonl', {IGNORED}; allowed: {INPUT}\n"
     )
 
 
@@ -169,7 +245,30 @@ def test_the_runs_own_options_are_handed_on(project: Path, submitted: list[JobRe
     ]
 
 
-def test_what_ray_leaves_out_is_known(tmp_path: Path) -> None:
+def test_the_job_takes_what_the_environment_says_here(
+    project: Path, monkeypatch: pytest.MonkeyPatch, submitted: list[JobRequest]
+) -> None:
+    monkeypatch.setenv("RUNS", "/shared/of me")
+    monkeypatch.setenv("SEED", "7")
+    monkeypatch.delenv("ROWS", raising=False)
+    config = reward_config(run={"dir": "${env:RUNS}/a", "seed": "${env:SEED}"}, data={"path": "${env:ROWS,rows.jsonl}"})
+    (project / "here.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["submit", "here.yaml", "run.dir=${env:RUNS}/b"]) == 0
+    [asked] = submitted
+    assert (asked.metadata["run_dir"], asked.env) == ("/shared/of me/b", {})
+    words = shlex.split(asked.entrypoint)
+    at = words.index("here.yaml")
+    assert words[at + 2 :] == ['data.path="rows.jsonl"', 'run.dir="/shared/of me/b"', "run.seed=7"]
+    # as it will be read on a node
+    for name in ("RUNS", "SEED"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ROWS", "another.jsonl")
+    there = load_config("here.yaml", [words[at + 1].replace("${env:RUNS}", "x"), *words[at + 2 :]])
+    assert not isinstance(there, Pipeline)
+    assert (there.run.dir, there.run.seed, there.data.path) == ("/shared/of me/b", 7, "rows.jsonl")
+
+
+def test_what_ray_leaves_out_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".gitignore").write_text((Path(__file__).parents[2] / ".gitignore").read_text())
     (tmp_path / ".rayignore").write_text("/big/\n")
     files = ("runs/demo-inputs/model/config.json", "runs/demo/ledger/1.json", "big/x", "data/y", "data/sub/z")
@@ -184,7 +283,12 @@ def test_what_ray_leaves_out_is_known(tmp_path: Path) -> None:
     ]
     assert not left_out(tmp_path, tmp_path / "runs/demo-inputs/model")
     assert left_out(tmp_path, tmp_path / "big")
+    assert left_out(tmp_path, tmp_path / "data/sub")
+    assert not left_out(tmp_path, tmp_path / "runs"), "runs/demo-inputs in it is copied"
     assert left_out(tmp_path / "data", tmp_path / "runs/demo-inputs/model")
+    assert left_out(tmp_path / "data", tmp_path / "data/../runs/demo-inputs/model")
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
+    assert [name for name in files if left_out(tmp_path, tmp_path / name)] == ["big/x"]
 
 
 # ---------------------------------------------------------------------------------------------------------- a server of a test

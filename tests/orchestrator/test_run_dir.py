@@ -146,7 +146,7 @@ def test_the_plan_that_a_run_was_begun_with_is_kept(tmp_path: Path) -> None:
         (planned(threads=2), "roles.policy.threads: got 2, was 4. run.deterministic"),
         (
             planned(waves=[[0], [1, 2]]),
-            r"waves.0.1: got nothing, was 1; waves.1.0: got 1, was 2; waves.1.1: got 2, was nothing\.",
+            r"waves: got \[\[0\], \[1, 2\]\], was \[\[0, 1\], \[2\]\]\.",
         ),
     ],
 )

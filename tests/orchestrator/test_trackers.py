@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
 from actors.errors import UserError
 from configs.schema.run import RunConfig, TrackerName
 from orchestrator.progress import Progress
-from orchestrator.trackers import TRACKERS_FILE, Guarded, Tracked, check_trackers, trackers, without_secrets
+from orchestrator.trackers import TRACKERS_FILE, Guarded, Tracked, check_trackers, told, trackers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -218,8 +218,10 @@ def test_a_service_that_cannot_begin_is_a_readable_message_without_its_secrets(
     ):
         pass
     assert "hunter2" not in str(got.value)
-    assert without_secrets("no answer from nosuch://me:hunter2@host") == (
-        "no answer from nosuch://me:[password in MLFLOW_TRACKING_URI]@host"
+    assert told(
+        RuntimeError("no answer from nosuch://me:hunter2@host\n for hunter2, nor from s3://key:abc@bucket")
+    ) == (
+        "RuntimeError: no answer from nosuch://***@host for [password in MLFLOW_TRACKING_URI], nor from s3://***@bucket"
     )
 
 
