@@ -74,6 +74,10 @@ class SweepSpec:
     env: tuple[str, ...]
     """Names of environment variables that jobs on a cluster get. Their values are nowhere in this folder."""
     halving: Halving | None
+    registry: str | None = None
+    """Where trials note themselves, as `preceptor run` takes it; never with a password. None: where their environment says."""
+    skip_memory_check: bool = False
+    """Trials start also where their estimate says that memory will not do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,7 +125,14 @@ class TrialJobs:
         from orchestrator.ray_jobs import RUN_DIR_KEY, JobRequest
 
         run_dir = self.folder.run_dir(trial)
-        words = ["resume", str(run_dir)] if self.folder.begun(trial) else ["run", str(self.folder.config_file(trial))]
+        registry = [] if self._spec.registry is None else ["--registry", self._spec.registry]
+        unchecked = ["--skip-memory-check"] if self._spec.skip_memory_check else []
+        # `resume` checks no memory
+        words = (
+            ["resume", *registry, str(run_dir)]
+            if self.folder.begun(trial)
+            else ["run", *unchecked, *registry, str(self.folder.config_file(trial))]
+        )
         command = shlex.join([self._place.python, "-m", "orchestrator", *words])
         start = f"cd {shlex.quote(str(self._place.folder))} && " if self._place.folder else ""
         return JobRequest(

@@ -68,6 +68,18 @@ def test_a_failed_trial_is_tried_again_from_where_it_stands(tmp_path: Path) -> N
     assert (trial.status, trial.attempts, trial.failures) == ("finished", 3, 2)
 
 
+def test_trials_note_themselves_where_they_are_told_and_start_unchecked(tmp_path: Path) -> None:
+    spec = replace(SPEC, retries=1, registry="postgresql://u@db/runs", skip_memory_check=True)
+    folder = small_sweep(tmp_path / "s", 1, spec=spec)
+    cluster = Cluster(folder, plans={"0001": [("FAILED", 1, ""), ("SUCCEEDED", 0, "")]})
+    runner_of(folder, cluster).run()
+    commands = [job.entrypoint.removeprefix("exec python -m orchestrator ") for job in cluster.jobs_by_id.values()]
+    assert commands == [
+        f"run --skip-memory-check --registry postgresql://u@db/runs {folder.path}/inputs/0001.yaml",
+        f"resume --registry postgresql://u@db/runs {folder.path}/trials/0001",
+    ]
+
+
 def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
     folder = small_sweep(tmp_path / "s", 1, spec=replace(SPEC, retries=5))
     cluster = Cluster(folder, plans={"0001": [("FAILED", 2, "preceptor: data.path: no such file\n")]})
