@@ -36,7 +36,7 @@ def register(commands: Commands) -> None:
     place.add_argument(
         "--dir",
         metavar="DIR",
-        help="new folder for everything that the sweep makes; default: one below runs/, named after CONFIG and the time; with --address none",
+        help="new folder for everything that the sweep makes; default: runs/sweep-CONFIG-TIME; with --address none",
     )
     place.add_argument("--resume", metavar="DIR", help="go on with the sweep in this folder")
     _add_values(sweep)
@@ -171,7 +171,7 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 
 def _check_registry(spec: SweepSpec) -> None:
-    """UserError where trials would refuse the registry that they are to use; what the environment of a cluster's nodes says is not known."""
+    """UserError where trials would refuse the registry that they are to use. The environment of a cluster's nodes is not known."""
     from orchestrator.registry.address import address_of
 
     if spec.registry is not None or spec.address is None:
@@ -233,15 +233,19 @@ def _check(arguments: argparse.Namespace) -> None:
         raise BadInput(
             f"{option}: got {folder!r}; allowed: a folder; on a cluster, one that all nodes share at the same path"
         )
-    if arguments.resume is not None:
-        if arguments.config is not None:
-            raise BadInput(
-                f"--resume: got CONFIG {arguments.config!r} too; allowed: --resume DIR alone: the folder holds every trial's config"
-            )
-        # what a sweep was begun with stays
-        given = ("random", "search", *OF_DRAWS, *OF_SEARCH, *OF_CLUSTER, "dry_run")
-        _refuse(arguments, given, "it with --resume", ", ".join(ANEW))
+    if arguments.resume is None:
+        _check_new(arguments)
         return
+    if arguments.config is not None:
+        raise BadInput(
+            f"--resume: got CONFIG {arguments.config!r} too; allowed: --resume DIR alone: the folder holds every trial's config"
+        )
+    # what a sweep was begun with stays
+    given = ("random", "search", *OF_DRAWS, *OF_SEARCH, *OF_CLUSTER, "dry_run")
+    _refuse(arguments, given, "it with --resume", ", ".join(ANEW))
+
+
+def _check_new(arguments: argparse.Namespace) -> None:
     if arguments.config is None:
         raise BadInput("CONFIG: missing; allowed: preceptor sweep CONFIG 'key=[value,value]'")
     if arguments.address is None:

@@ -79,9 +79,9 @@ def check_memories(prepared: Prepared, *, here: bool) -> None:
             refused.append((indices[0], error))
             num_refused += len(indices)
     if refused:
-        index, error = refused[0]
+        index, first = refused[0]
         more = f" and {num_refused - 1} more" if num_refused > 1 else ""
-        raise _of_trial(prepared.trials[index], error, more)
+        raise _of_trial(prepared.trials[index], first, more)
 
 
 def _matters(config: Config) -> str:

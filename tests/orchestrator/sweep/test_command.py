@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from orchestrator.cli import main
-from orchestrator.sweep import direct as directing
-from orchestrator.sweep import prepare as preparing
+from orchestrator.estimate.preflight import check_memory
 from orchestrator.sweep.records import SweepFolder, SweepSpec
 from tests.orchestrator.small_stages import PPO, REWARD, merged
 
@@ -107,7 +106,7 @@ ASHA = ("--search", "asha", "--samples", "4", "--metric", "score")
         ),
         (
             ("ppo.yaml", LR, "cluster.groups.polciy.resource=a100", "--skip-memory-check"),
-            "trial 0001 (policy.optimizer.lr=1e-06): cluster.groups does not fit the roles: cluster.groups.polciy: got a group that no role",
+            "trial 0001 (policy.optimizer.lr=1e-06): cluster.groups does not fit the roles: cluster.groups.polciy: got a group",
         ),
         (
             ("ppo.yaml", LR, "--dir", "s", "--search", "asha", "--samples", "3"),
@@ -204,7 +203,7 @@ def test_a_dry_run_lists_every_trial_and_makes_nothing(files: Path, capsys: pyte
 def directed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[SweepFolder, SweepSpec]]:
     """Sweeps that would run."""
     begun: list[tuple[SweepFolder, SweepSpec]] = []
-    monkeypatch.setattr(directing, "direct", lambda folder, spec: begun.append((folder, spec)))
+    monkeypatch.setattr("orchestrator.sweep.direct.direct", lambda folder, spec: begun.append((folder, spec)))
     return begun
 
 
@@ -252,13 +251,12 @@ def test_memory_is_estimated_once_for_trials_that_need_the_same(
     files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    check = preparing.check_memory
 
     def counted(config: Any, *, here: bool) -> None:
         asked.append(config.rollout.max_response_tokens)
-        check(config, here=here)
+        check_memory(config, here=here)
 
-    monkeypatch.setattr(preparing, "check_memory", counted)
+    monkeypatch.setattr("orchestrator.sweep.prepare.check_memory", counted)
     axes = (
         "policy.optimizer.lr=[1e-6,3e-6]",
         "ppo.gamma=[0.9,1.0]",
