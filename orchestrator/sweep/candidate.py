@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from actors.errors import PreceptorError
-from orchestrator.sweep.records import Mode, SweepSpec, Trial, metric_points
+from orchestrator.sweep.records import Followed, Mode, Point, SweepSpec, Trial
 from orchestrator.sweep.trial_jobs import TrialJobs
 
 POLL_S = 0.5
@@ -37,8 +38,11 @@ class Candidate:
     ) -> None:
         assert spec.metric is not None
         self.trial = jobs.taken_up(trial)
-        self._metric, self._mode, self._jobs, self._pause = spec.metric, spec.mode, jobs, pause
-        self._last = (0, math.nan)
+        self._mode, self._jobs, self._pause = spec.mode, jobs, pause
+        self._followed = Followed(jobs.folder.run_dir(trial), spec.metric)
+        self._points: deque[Point] = deque()
+        """Read and not yet handed out."""
+        self._last: Point = (0, math.nan)
 
     def next_point(self) -> Found:
         """Waits for the next committed step that has the metric, from the first on, or for the trial's end.
@@ -46,17 +50,21 @@ class Candidate:
         Raises:
             PreceptorError: where it failed, after its retries.
         """
-        while True:
+        while not self._points:
             self._move()
-            points = metric_points(self._jobs.folder.run_dir(self.trial), self._metric, after=self._last[0])
-            if points:
-                self._last = points[0]
-            over = not points and self.trial.status not in ("running", "waiting")
-            if over and self.trial.status == "failed":
-                raise PreceptorError(self.trial.reason)
-            if points or over:
-                return Found(step=self._last[0], value=comparable(self._last[1], self._mode), over=over)
-            self._pause(POLL_S)
+            # after the look at the job: what has ended commits nothing more
+            self._points.extend(self._followed.look())
+            if not self._points:
+                if self.trial.status == "failed":
+                    raise PreceptorError(self.trial.reason)
+                if self.trial.status not in ("running", "waiting"):
+                    return self._found(over=True)
+                self._pause(POLL_S)
+        self._last = self._points.popleft()
+        return self._found(over=False)
+
+    def _found(self, *, over: bool) -> Found:
+        return Found(step=self._last[0], value=comparable(self._last[1], self._mode), over=over)
 
     def _move(self) -> None:
         """The trial's job begun, or looked at."""

@@ -46,6 +46,27 @@ def test_each_step_with_the_metric_comes_once_and_the_end_last(cluster: Cluster)
     assert cluster.asked == []
 
 
+def test_a_trial_that_is_taken_up_again_tells_its_ledger_without_reading_it_at_each_step(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = cluster.folder.path / "trials" / "0001"
+    for step in range(1, 41):
+        commit(run_dir, step, **({"score": float(step)} if step % 2 else {"loss": 1.0}))
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        read.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    candidate = candidate_of(cluster.folder, cluster)
+    found = [candidate.next_point() for _ in range(21)]
+    assert [one.step for one in found] == [*range(1, 41, 2), 39]
+    assert found[-1].over
+    assert len([path for path in read if path.parent.name == "ledger"]) == 40
+
+
 def test_a_trial_of_which_no_more_is_wanted_is_pruned_and_not_taken_up_again(cluster: Cluster) -> None:
     commit(cluster.folder.path / "trials" / "0001", 1, score=1.0)
     candidate = candidate_of(cluster.folder, cluster)
