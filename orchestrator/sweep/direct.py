@@ -120,7 +120,8 @@ def _tell(folder: SweepFolder, spec: SweepSpec, trials: Sequence[Trial], view: V
     for trial in trials:
         if trial.status == "failed":
             view.note(f"trial {trial.name} ({' '.join(trial.overrides)}) failed: {trial.reason}")
-            view.note(f"  log: {folder.log_file(trial)}")
+            if (log := folder.log_file(trial)).exists():
+                view.note(f"  log: {log}")
     if best := best_of(results):
         assert best.point is not None
         fixed = read_space(spec.arguments, distributions=spec.search != "grid").fixed

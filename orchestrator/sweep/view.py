@@ -72,7 +72,8 @@ class View:
             again = f" (attempt {trial.attempts})" if trial.attempts > 1 else ""
             return f"begins{again}: {values}"
         if trial.status == "failed":
-            return f"failed: {trial.reason}; more in {self._folder.log_file(trial)}"
+            log = self._folder.log_file(trial)
+            return f"failed: {trial.reason}{f'; more in {log}' if log.exists() else ''}"
         if trial.status == "waiting":
             return f"is tried again: {trial.reason}" if trial.reason else "was interrupted and goes on"
         (result,) = self._results.of([trial])

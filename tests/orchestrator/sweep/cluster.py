@@ -55,6 +55,8 @@ class Cluster:
     silent: bool = False
     lost_answers: int = 0
     """Submissions that come through while their answers do not."""
+    refusals: list[str] = field(default_factory=list)
+    """What the server says to the next submissions, which it does not take; an empty one is taken."""
     asked: list[str] = field(default_factory=list)
     most_running: int = 0
     on_pause: Callable[[float], None] = lambda _: None
@@ -63,6 +65,8 @@ class Cluster:
 
     def submit(self, request: JobRequest) -> str:
         self._answer()
+        if self.refusals and (said := self.refusals.pop(0)):
+            raise UserError(said)
         trial = request.metadata[TRIAL_KEY]
         job = f"{request.name}-{next(self._ids)}"
         plan = self.plans.get(trial, [("SUCCEEDED", 0, "")])
@@ -98,12 +102,6 @@ class Cluster:
 
     def begun(self) -> list[str]:
         return [job.state.metadata[TRIAL_KEY] for job in self.jobs_by_id.values()]
-
-    def state(self, job: str) -> JobState:
-        self._answer()
-        if job not in self.jobs_by_id:
-            raise UserError(f"job: got {job!r}")
-        return self.jobs_by_id[job].state
 
     def jobs(self) -> list[JobState]:
         self._answer()

@@ -103,3 +103,48 @@ def test_a_trial_without_the_metric_ends_without_a_value(cluster: Cluster) -> No
     found = candidate_of(cluster.folder, cluster).next_point()
     assert (found.step, found.over) == (0, True)
     assert found.value < -1e300
+
+
+def test_a_job_whose_submission_got_no_answer_is_found_and_not_begun_twice(cluster: Cluster) -> None:
+    cluster.lost_answers = 1
+    commit(cluster.folder.path / "trials" / "0001", 1, score=1.0)
+    candidate = candidate_of(cluster.folder, cluster)
+    assert candidate.next_point().step == 1
+    # of no further use before its job is known
+    candidate.end()
+    assert cluster.asked == cluster.begun() == ["0001"]
+    assert cluster.folder.trials()[0].status == "pruned"
+
+
+def test_a_stop_that_got_no_answer_is_asked_for_again(cluster: Cluster) -> None:
+    commit(cluster.folder.path / "trials" / "0001", 1, score=1.0)
+    candidate = candidate_of(cluster.folder, cluster)
+    candidate.next_point()
+    begun_s = cluster.now_s
+
+    def outage(now_s: float) -> None:
+        cluster.silent = now_s < begun_s + 5.0
+
+    cluster.silent, cluster.on_pause = True, outage
+    candidate.end()
+    assert len(cluster.asked) > 1
+    assert cluster.folder.trials()[0].status == "pruned"
+    assert cluster.now_s < begun_s + 15.0
+
+
+def test_a_refused_job_is_a_failure_of_its_trial(cluster: Cluster) -> None:
+    cluster.refusals = ["the server has hiccups", "again"]
+    with pytest.raises(PreceptorError, match=r"^again$"):
+        candidate_of(cluster.folder, cluster, replace(SPEC, retries=1)).next_point()
+    assert cluster.folder.trials()[0].status == "failed"
+
+
+def test_a_trial_whose_ledger_can_not_be_read_is_stopped_and_not_called_one_of_the_worse(cluster: Cluster) -> None:
+    commit(cluster.folder.path / "trials" / "0001", 1, score=1.0)
+    candidate = candidate_of(cluster.folder, cluster)
+    candidate.next_point()
+    (cluster.folder.path / "trials" / "0001" / "ledger" / "00000002.json").write_text("{")
+    with pytest.raises(ValueError, match="property name"):
+        candidate.next_point()
+    candidate.end()
+    assert cluster.folder.trials()[0].status == "stopped"
