@@ -131,6 +131,11 @@ class SweepFolder:
     def finished(self, trial: Trial) -> bool:
         return (self.run_dir(trial) / DONE_FILE).exists()
 
+    def committed_s(self, trial: Trial) -> float | None:
+        """When its run directory, or a stage's in it, got its newest step, in seconds since 1970; None where there is none."""
+        folders = [folder for pattern in (LEDGER, f"*/{LEDGER}") for folder in self.run_dir(trial).glob(pattern)]
+        return max((folder.stat().st_mtime for folder in folders), default=None)
+
     def save(self, trial: Trial) -> None:
         write_whole(self._record(trial.number), json.dumps(asdict(trial), indent=1).encode())
 

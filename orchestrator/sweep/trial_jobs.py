@@ -212,7 +212,7 @@ class TrialJobs:
 
     def _ended(self, trial: Trial, state: JobState | None) -> Trial:
         """The trial after its newest attempt; `state` is None where nobody knows its job any more. Its log is kept."""
-        over = replace(trial, seconds=trial.seconds + _took_s(trial, state), begun_s=None)
+        over = replace(trial, seconds=trial.seconds + self._took_s(trial, state), begun_s=None)
         log = self._keep_log(trial, state)
         if self.folder.finished(trial):
             over = replace(over, status="finished")
@@ -234,6 +234,13 @@ class TrialJobs:
         self.folder.save(trial)
         return trial
 
+    def _took_s(self, trial: Trial, state: JobState | None) -> float:
+        """Seconds of an attempt that has ended, perhaps long before somebody looks: by the cluster, else until its last step."""
+        if state is not None and state.started_s is not None and state.ended_s is not None:
+            return max(0.0, state.ended_s - state.started_s)
+        committed_s = self.folder.committed_s(trial)
+        return 0.0 if trial.begun_s is None or committed_s is None else max(0.0, committed_s - trial.begun_s)
+
     def _keep_log(self, trial: Trial, state: JobState | None) -> str:
         if state is None:
             return ""
@@ -243,13 +250,6 @@ class TrialJobs:
             return ""
         write_whole(self.folder.log_file(trial), log.encode())
         return log
-
-
-def _took_s(trial: Trial, state: JobState | None) -> float:
-    """Seconds of an attempt. The cluster knows best: who looks may have been away when it ended."""
-    if state is not None and state.started_s is not None and state.ended_s is not None:
-        return max(0.0, state.ended_s - state.started_s)
-    return 0.0 if trial.begun_s is None else max(0.0, time.time() - trial.begun_s)
 
 
 def reason(log: str, message: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from actors.errors import PreceptorError, UserError
 from orchestrator.sweep.trial_jobs import AGENT_TRIES, OUTAGE_S, reason
-from tests.orchestrator.sweep.cluster import SPEC, Cluster, runner_of, small_sweep
+from tests.orchestrator.sweep.cluster import SPEC, Cluster, commit, runner_of, small_sweep
 
 
 def statuses(path: Path) -> list[str]:
@@ -245,6 +246,18 @@ def test_an_attempt_took_what_the_cluster_says_and_not_until_somebody_looks(tmp_
     runner_of(folder, cluster).run()
     # no second passes on this machine's clock
     assert folder.trials()[0].seconds == 7.0
+
+
+def test_an_attempt_that_nobody_knows_any_more_took_until_its_last_step(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 1)
+    commit(folder.run_dir(folder.trials()[0]), 1, score=1.0)
+    ledger = folder.run_dir(folder.trials()[0]) / "ledger"
+    os.utime(ledger, (3000.0, 3000.0))
+    # killed with its Ray in 1970
+    folder.save(replace(folder.trials()[0], status="running", attempts=1, job="gone", begun_s=2000.0))
+    cluster = Cluster(folder, takes_s={"0001": 5.0})
+    runner_of(folder, cluster).run()
+    assert folder.trials()[0].seconds == 1000.0 + 5.0
 
 
 def test_who_watches_is_told_once_of_a_job_whose_answer_was_lost(tmp_path: Path) -> None:
