@@ -55,6 +55,9 @@ class Cluster:
     silent: bool = False
     lost_answers: int = 0
     """Submissions that come through while their answers do not."""
+    late_s: float = 0.0
+    """How long it takes until these are seen."""
+    _unseen_until: dict[str, float] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     """What the server says to the next submissions, which it does not take; an empty one is taken."""
     asked: list[str] = field(default_factory=list)
@@ -93,6 +96,7 @@ class Cluster:
         self.most_running = max(self.most_running, len(self.running()))
         if self.lost_answers:
             self.lost_answers -= 1
+            self._unseen_until[job] = self.now_s + self.late_s
             raise NoAnswer("address: no Ray job server answers (it does not answer in time)")
         return job
 
@@ -105,7 +109,7 @@ class Cluster:
 
     def jobs(self) -> list[JobState]:
         self._answer()
-        return [job.state for job in self.jobs_by_id.values()]
+        return [job.state for name, job in self.jobs_by_id.items() if self._unseen_until.get(name, 0.0) <= self.now_s]
 
     def logs(self, job: str) -> str:
         self._answer()

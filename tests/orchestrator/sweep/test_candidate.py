@@ -106,7 +106,7 @@ def test_a_trial_without_the_metric_ends_without_a_value(cluster: Cluster) -> No
 
 
 def test_a_job_whose_submission_got_no_answer_is_found_and_not_begun_twice(cluster: Cluster) -> None:
-    cluster.lost_answers = 1
+    cluster.lost_answers, cluster.late_s = 1, 5.0
     commit(cluster.folder.path / "trials" / "0001", 1, score=1.0)
     candidate = candidate_of(cluster.folder, cluster)
     assert candidate.next_point().step == 1

@@ -167,7 +167,7 @@ def test_a_silent_job_server_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_job_whose_submission_got_no_answer_is_found_and_not_begun_twice(tmp_path: Path) -> None:
     folder = small_sweep(tmp_path / "s", 3)
-    cluster = Cluster(folder, lost_answers=2)
+    cluster = Cluster(folder, lost_answers=2, late_s=5.0)
     runner_of(folder, cluster).run()
     assert statuses(folder.path) == ["finished"] * 3
     assert cluster.begun() == ["0001", "0002", "0003"]
