@@ -270,3 +270,14 @@ def test_memory_is_estimated_once_for_trials_that_need_the_same(
     assert main(["sweep", *too_small, "--skip-memory-check"]) == 0
     assert main(["sweep", *too_small]) == 2
     assert asked == [8, 16, 8, 16]
+
+
+def test_a_registry_that_every_trial_would_refuse_is_refused_before(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRECEPTOR_REGISTRY", "mysql://h/d")
+    assert main(["sweep", "ppo.yaml", LR, "--dir", "s"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "preceptor: PRECEPTOR_REGISTRY: got a database of kind 'mysql'; allowed: sqlite:"
+    )
+    assert not (files / "s").exists()
