@@ -16,14 +16,7 @@ from orchestrator.progress import quiet_process
 from orchestrator.ray_jobs import RayJobs, left_out
 from orchestrator.signals import Stopped, interruptible, stop_between_steps
 from orchestrator.sweep.records import LOG_FILE, SweepFolder, SweepSpec, Trial
-from orchestrator.sweep.results import (
-    best_of,
-    read_results,
-    run_command,
-    table,
-    without_metric,
-    write_results,
-)
+from orchestrator.sweep.results import Results, best_of, run_command, table, without_metric, write_results
 from orchestrator.sweep.runner import Runner
 from orchestrator.sweep.space import read_space
 from orchestrator.sweep.trial_jobs import TrialJobs, place_of
@@ -119,7 +112,7 @@ def _logical_cpus(config: Config) -> float:
 
 def _tell(folder: SweepFolder, spec: SweepSpec, trials: Sequence[Trial], view: View) -> str:
     """Prints all trials, the best first, and why some failed. In words how many are not finished; nothing where all are."""
-    results = read_results(folder, spec, trials)
+    results = Results(folder, spec).of(trials)
     path = write_results(folder, spec, results)
     view.console.print(table(spec, results))
     if missing := without_metric(folder, spec, results):
@@ -127,7 +120,8 @@ def _tell(folder: SweepFolder, spec: SweepSpec, trials: Sequence[Trial], view: V
     for trial in trials:
         if trial.status == "failed":
             view.note(f"trial {trial.name} ({' '.join(trial.overrides)}) failed: {trial.reason}")
-            view.note(f"  log: {folder.log_file(trial)}")
+            if (log := folder.log_file(trial)).exists():
+                view.note(f"  log: {log}")
     if best := best_of(results):
         assert best.point is not None
         fixed = read_space(spec.arguments, distributions=spec.search != "grid").fixed

@@ -12,8 +12,10 @@ from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import Config, Pipeline
 from configs.schema.ppo import PPOStage
+from orchestrator.estimate.preflight import check_memory
+from orchestrator.flat import flat
 from orchestrator.machine import local_machine
-from orchestrator.plan import Machine, make_plan, num_gpus
+from orchestrator.plan import Machine, check_groups, make_plan, num_gpus
 from orchestrator.sweep.records import Halving, Trial
 from orchestrator.sweep.space import Space
 from orchestrator.trackers import check_trackers
@@ -48,10 +50,51 @@ def prepare(path: str, space: Space, drawn: Sequence[tuple[str, ...]], folder: P
             config = _load(path, [*space.fixed, *overrides, run_dir], machine, share)
             gpus = _gpus(config, machine)
         except ConfigError as error:
-            raise ConfigError(f"trial {trial.name} ({' '.join(overrides)}): {error.title}", error.problems) from None
+            raise _of_trial(trial, error) from None
         trials.append(Trial(number=number, overrides=overrides, gpus=gpus))
         configs.append(config)
     return Prepared(trials=tuple(trials), configs=tuple(configs))
+
+
+def _of_trial(trial: Trial, error: ConfigError, more: str = "") -> ConfigError:
+    return ConfigError(f"trial {trial.name} ({' '.join(trial.overrides)}){more}: {error.title}", error.problems)
+
+
+def check_memories(prepared: Prepared, *, here: bool) -> None:
+    """Refuses a sweep with trials that need more memory than there is: each trial by itself, of alike ones the first. `here`: trials run on
+    this machine.
+
+    Raises:
+        ConfigError: naming the first such trial, how many more there are, and what does not fit.
+    """
+    alike: dict[str, list[int]] = {}
+    for index, config in enumerate(prepared.configs):
+        alike.setdefault(_matters(config), []).append(index)
+    refused: list[tuple[int, ConfigError]] = []
+    num_refused = 0
+    for indices in alike.values():
+        try:
+            check_memory(prepared.configs[indices[0]], here=here)
+        except ConfigError as error:
+            refused.append((indices[0], error))
+            num_refused += len(indices)
+    if refused:
+        index, first = refused[0]
+        more = f" and {num_refused - 1} more" if num_refused > 1 else ""
+        raise _of_trial(prepared.trials[index], first, more)
+
+
+def _matters(config: Config) -> str:
+    """What memory depends on, as text. Where a run lies and the numbers of optimizers and losses leave it as it is; a trial that is wrongly
+    taken for alike is still checked when it starts."""
+    values = flat(config.model_dump())
+    return json.dumps(
+        {key: value for key, value in values.items() if not _leaves_memory(key.split("."), value)}, default=str
+    )
+
+
+def _leaves_memory(parts: Sequence[str], value: object) -> bool:
+    return "run" in parts or (isinstance(value, float) and ("optimizer" in parts or "ppo" in parts))
 
 
 def _load(path: str, overrides: list[str], machine: Machine | None, share: int | None) -> Config:
@@ -64,6 +107,7 @@ def _load(path: str, overrides: list[str], machine: Machine | None, share: int |
 
 def _gpus(config: Config, machine: Machine | None) -> int:
     """GPUs of a trial; of a pipeline, whose stages take turns, those of the largest."""
+    check_groups(config)
     stages = list(config.stages.values()) if isinstance(config, Pipeline) else [config]
     for stage in stages:
         check_trackers(stage.run.trackers)

@@ -74,6 +74,10 @@ class SweepSpec:
     env: tuple[str, ...]
     """Names of environment variables that jobs on a cluster get. Their values are nowhere in this folder."""
     halving: Halving | None
+    registry: str | None = None
+    """Where trials note themselves, as `preceptor run` takes it; never with a password. None: where their environment says."""
+    skip_memory_check: bool = False
+    """Trials start also where their estimate says that memory will not do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,11 @@ class SweepFolder:
 
     def finished(self, trial: Trial) -> bool:
         return (self.run_dir(trial) / DONE_FILE).exists()
+
+    def committed_s(self, trial: Trial) -> float | None:
+        """When its run directory, or a stage's in it, got its newest step, in seconds since 1970; None where there is none."""
+        folders = [folder for pattern in (LEDGER, f"*/{LEDGER}") for folder in self.run_dir(trial).glob(pattern)]
+        return max((folder.stat().st_mtime for folder in folders), default=None)
 
     def save(self, trial: Trial) -> None:
         write_whole(self._record(trial.number), json.dumps(asdict(trial), indent=1).encode())
@@ -204,35 +213,54 @@ def existing_folder(path: Path) -> Iterator[SweepFolder]:
 # --------------------------------------------------------------------------------------------------------------------- metrics
 
 Point = tuple[int, float]
+LEDGER = "ledger"
+ENTRIES = (LEDGER, "evaluations")
+"""Folders whose files don't change once they are there. An evaluation counts when the run relies on it; here a step early does no harm."""
 
 
-def metric_points(run_dir: Path, metric: str, *, after: int = 0) -> list[Point]:
-    """(step, value) of the committed steps behind `after` that have the metric, in order, evaluations included. Of a pipeline: of the last
-    stage that has it."""
-    found: list[Point] = []
-    for folder in _stage_folders(run_dir):
-        points = dict(_points(folder, metric, after))
-        found = sorted(points.items()) or found
-    return found
+class Followed:
+    """A run directory that grows: each entry of its ledgers and evaluations is read once. Of a pipeline the last stage counts that has
+    what is asked for."""
 
+    def __init__(self, run_dir: Path, metric: str | None) -> None:
+        """`metric`: the one that is followed; without one no entry is read."""
+        self._run_dir, self._metric = run_dir, metric
+        self._newest: dict[Path, int] = {}
+        """Step of the newest entry that was seen, by folder of entries."""
+        self.step = 0
+        """Newest committed one; 0 where there is none."""
+        self.point: Point | None = None
+        """The last step that has the metric, with its value."""
 
-def _points(folder: Path, metric: str, after: int) -> Iterator[Point]:
-    for step, metrics in _entries(folder, after):
-        if metric in metrics:
-            yield step, float(metrics[metric])
+    def look(self) -> list[Point]:
+        """(step, value) of what has come since the last look and has the metric, in order, evaluations included."""
+        news: list[Point] = []
+        for stage in _stage_folders(self._run_dir):
+            points: dict[int, float] = {}
+            for name in ENTRIES:
+                folder = stage / name
+                points |= self._unread(folder)
+                if name == LEDGER:
+                    self.step = self._newest.get(folder) or self.step
+            news = sorted(points.items()) or news
+        if news:
+            self.point = news[-1]
+        return news
+
+    def _unread(self, folder: Path) -> dict[int, float]:
+        steps = [step for step in _steps(folder) if step > self._newest.get(folder, 0)]
+        if steps:
+            self._newest[folder] = steps[-1]
+        if self._metric is None:
+            return {}
+        entries = ((step, _metrics(folder, step)) for step in steps)
+        return {step: float(metrics[self._metric]) for step, metrics in entries if self._metric in metrics}
 
 
 def metric_names(run_dir: Path) -> list[str]:
     """Of all committed steps, sorted."""
-    return sorted(
-        {name for folder in _stage_folders(run_dir) for _, metrics in _entries(folder, 0) for name in metrics}
-    )
-
-
-def last_step(run_dir: Path) -> int:
-    """The newest committed step; of a pipeline, of the stage that has begun last. 0 where there is none."""
-    steps = [max(_steps(folder / "ledger"), default=0) for folder in _stage_folders(run_dir)]
-    return next((step for step in reversed(steps) if step), 0)
+    folders = [stage / name for stage in _stage_folders(run_dir) for name in ENTRIES]
+    return sorted({name for folder in folders for step in _steps(folder) for name in _metrics(folder, step)})
 
 
 def _stage_folders(run_dir: Path) -> list[Path]:
@@ -245,9 +273,6 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit())
 
 
-def _entries(folder: Path, after: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Both are immutable once they are there. An evaluation counts when the run relies on it; here a step early does no harm."""
-    for name in ("ledger", "evaluations"):
-        for step in _steps(folder / name):
-            if step > after:
-                yield step, json.loads((folder / name / f"{step:08d}.json").read_bytes())["metrics"]
+def _metrics(folder: Path, step: int) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / f"{step:08d}.json").read_bytes())["metrics"]
+    return metrics

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 from actors.durable import write_whole
 from orchestrator.sweep.records import (
     RESULTS_FILE,
+    Followed,
     Point,
     SweepFolder,
     SweepSpec,
     Trial,
-    last_step,
     metric_names,
-    metric_points,
 )
 
 if TYPE_CHECKING:
@@ -38,22 +37,32 @@ class Result:
     """Of the metric: the last step that has it, with its value; None where there is none."""
 
 
-def read_results(folder: SweepFolder, spec: SweepSpec, trials: Sequence[Trial]) -> list[Result]:
-    """All trials, the best first; without a metric in their order. A value that is no number is the worst."""
-    results = [_result(folder, spec, trial) for trial in trials]
-    sign = -1.0 if spec.mode == "max" else 1.0
+class Results:
+    """Of a sweep that goes on: of a trial that runs only what is new is read, of one that does not nothing more."""
 
-    def rank(result: Result) -> tuple[float, int]:
-        value = result.point[1] if result.point else math.nan
-        return (sign * value if math.isfinite(value) else math.inf, result.trial.number)
+    def __init__(self, folder: SweepFolder, spec: SweepSpec) -> None:
+        self._folder, self._spec = folder, spec
+        self._followed: dict[int, Followed] = {}
+        self._read: dict[int, Trial] = {}
+        """How it stood with each trial when it was read last."""
 
-    return sorted(results, key=rank)
+    def of(self, trials: Sequence[Trial]) -> list[Result]:
+        """These trials, the best first; without a metric in their order. A value that is no number is the worst."""
+        sign = -1.0 if self._spec.mode == "max" else 1.0
 
+        def rank(result: Result) -> tuple[float, int]:
+            value = result.point[1] if result.point else math.nan
+            return (sign * value if math.isfinite(value) else math.inf, result.trial.number)
 
-def _result(folder: SweepFolder, spec: SweepSpec, trial: Trial) -> Result:
-    run_dir = folder.run_dir(trial)
-    points = metric_points(run_dir, spec.metric) if spec.metric is not None else []
-    return Result(trial=trial, step=last_step(run_dir), point=points[-1] if points else None)
+        return sorted(map(self._result, trials), key=rank)
+
+    def _result(self, trial: Trial) -> Result:
+        new = Followed(self._folder.run_dir(trial), self._spec.metric)
+        followed = self._followed.setdefault(trial.number, new)
+        if trial.status == "running" or self._read.get(trial.number) != trial:
+            followed.look()
+            self._read[trial.number] = trial
+        return Result(trial=trial, step=followed.step, point=followed.point)
 
 
 def best_of(results: Sequence[Result]) -> Result | None:

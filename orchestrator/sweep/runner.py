@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from actors.errors import NoAnswer
+from actors.errors import UserError
 from orchestrator.sweep.records import SweepSpec, Trial
 from orchestrator.sweep.trial_jobs import TrialJobs
 
 POLL_S = 1.0
-UNKNOWN_S = 60.0
-"""How long a job is waited for whose submission got no answer."""
 
 
 class Runner:
@@ -42,8 +39,6 @@ class Runner:
         self._trials = {trial.number: jobs.taken_up(trial) for trial in trials}
         self._changed, self._looked, self._pause = changed, looked, pause
         self._asked: set[int] = set()
-        self._unknown_s: dict[int, float] = {}
-        """How long a job whose submission got no answer has not been seen, by the trial's number."""
 
     @property
     def trials(self) -> list[Trial]:
@@ -71,8 +66,10 @@ class Runner:
         return [trial for trial in self.trials if trial.status == status]
 
     def _keep(self, trial: Trial) -> None:
+        before = self._trials[trial.number]
         self._trials[trial.number] = trial
-        self._changed(trial)
+        if (before.status, before.attempts, before.failures) != (trial.status, trial.attempts, trial.failures):
+            self._changed(trial)
 
     def _look(self) -> None:
         running = self._with("running")
@@ -82,24 +79,14 @@ class Runner:
         if states is None:
             return
         for trial in running:
-            state = self._jobs.find_again(trial, states)
-            if state is None and self._may_come(trial):
-                continue
-            if state is None or state.ended:
+            moved = self._jobs.moved(trial, states, waited_s=POLL_S)
+            if moved.status != "running":
                 self._asked.discard(trial.number)
-                self._keep(self._jobs.ended(trial, state))
-            elif trial.job is None:
-                self._keep(self._jobs.found(trial, state))
-
-    def _may_come(self, trial: Trial) -> bool:
-        """Whether a job whose submission got no answer may yet appear: begun again too early, the trial would run twice."""
-        waited_s = self._unknown_s.get(trial.number, UNKNOWN_S)
-        self._unknown_s[trial.number] = waited_s + POLL_S
-        return waited_s < UNKNOWN_S
+            self._keep(moved)
 
     def _ask_to_stop(self) -> None:
         for trial in self._with("running"):
-            if trial.number not in self._asked and trial.job is not None and self._jobs.ask_to_stop(trial):
+            if trial.number not in self._asked and self._jobs.ask_to_stop(trial):
                 self._asked.add(trial.number)
 
     def _begin(self) -> None:
@@ -112,9 +99,12 @@ class Runner:
             if self._spec.gpus is not None and held + trial.gpus > self._spec.gpus:
                 return
             try:
-                self._keep(self._jobs.begin(trial))
-            except NoAnswer:
-                # the answer may be lost and the job be there: the next looks tell
-                self._unknown_s[trial.number] = 0.0
-                self._keep(replace(trial, status="running", attempts=trial.attempts + 1, job=None))
+                begun = self._jobs.begin(trial)
+            except UserError as error:
+                if not running:
+                    raise
+                # others run: they are not left alone for one that is refused
+                begun = self._jobs.refused(trial, error)
+            self._keep(begun)
+            if begun.status == "waiting" or (begun.status == "running" and begun.job is None):
                 return

@@ -23,6 +23,11 @@ SWEEP_KEY, TRIAL_KEY, ATTEMPT_KEY = "sweep", "trial", "attempt"
 """Metadata, by which a trial's job is found again."""
 OUTAGE_S = 300.0
 """How long a job server may be silent before the sweep gives up waiting for it. Its jobs go on."""
+UNKNOWN_S = 60.0
+"""How long a job is waited for whose submission got no answer."""
+NO_AGENT = "No available agent"
+"""Ray's words where the head's agent has not come up yet: nothing was submitted. It waits for one itself, for 10 s."""
+AGENT_TRIES = 12
 REFUSED, INTERRUPTED = 2, 130
 """Exit codes of a driver: bad input, which no further attempt makes better; stopped."""
 
@@ -31,8 +36,6 @@ class JobServer(Protocol):
     """What a sweep needs of `orchestrator.ray_jobs.RayJobs`."""
 
     def submit(self, request: JobRequest) -> str: ...
-
-    def state(self, job: str) -> JobState: ...
 
     def jobs(self) -> list[JobState]: ...
 
@@ -80,6 +83,10 @@ class TrialJobs:
         self.folder, self.server = folder, server
         self._spec, self._place = spec, place
         self._silent_s = 0.0
+        self._num_no_agent = 0
+        """Submissions in a row that found no agent."""
+        self._unknown_s: dict[int, float] = {}
+        """How long a job whose submission got no answer has not been seen, by the trial's number."""
 
     def states(self, *, waited_s: float) -> list[JobState] | None:
         """Of all jobs; None where the server does not answer this time. `waited_s` is what the caller waits between two calls.
@@ -109,19 +116,62 @@ class TrialJobs:
         return trial
 
     def begin(self, trial: Trial) -> Trial:
-        """Submits the trial's next attempt: from its beginning, or from where its run directory stands."""
+        """Submits the trial's next attempt: from its beginning, or from where its run directory stands. It runs without a job where the
+        answer was lost, and still waits where the server can take none yet.
+
+        Raises:
+            UserError: where the server refuses it; the trial waits.
+        """
         begun = replace(trial, status="running", attempts=trial.attempts + 1, job=None, begun_s=time.time(), reason="")
         # before the job: who is killed between the two finds it by its metadata
         self.folder.save(begun)
-        begun = replace(begun, job=self.server.submit(self._request(begun)))
+        try:
+            begun = replace(begun, job=self.server.submit(self._request(begun)))
+        except NoAnswer:
+            # the answer may be lost and the job be there: the next looks tell
+            self._unknown_s[trial.number] = 0.0
+            return begun
+        except UserError as error:
+            self.folder.save(trial)
+            self._num_no_agent += 1
+            if NO_AGENT not in str(error) or self._num_no_agent >= AGENT_TRIES:
+                raise
+            return trial
+        self._num_no_agent = 0
         self.folder.save(begun)
         return begun
+
+    def refused(self, trial: Trial, error: UserError) -> Trial:
+        """The trial after its job was refused, which counts as a failure."""
+        return self._failed(trial, trial.failures + 1, str(error))
+
+    def moved(self, trial: Trial, states: list[JobState], *, waited_s: float) -> Trial:
+        """A running trial as the server's jobs show it: ended, found again, or as it was. `waited_s`: since the last look."""
+        state = self._find_again(trial, states)
+        if state is None and trial.number in self._unknown_s and self._unknown_s[trial.number] < UNKNOWN_S:
+            # its job may yet appear: begun again too early, the trial would run twice
+            self._unknown_s[trial.number] += waited_s
+            return trial
+        self._unknown_s.pop(trial.number, None)
+        if state is None or state.ended:
+            return self._ended(trial, state)
+        if trial.job is None:
+            trial = replace(trial, job=state.job)
+            self.folder.save(trial)
+        return trial
 
     def _request(self, trial: Trial) -> JobRequest:
         from orchestrator.ray_jobs import RUN_DIR_KEY, JobRequest
 
         run_dir = self.folder.run_dir(trial)
-        words = ["resume", str(run_dir)] if self.folder.begun(trial) else ["run", str(self.folder.config_file(trial))]
+        registry = [] if self._spec.registry is None else ["--registry", self._spec.registry]
+        unchecked = ["--skip-memory-check"] if self._spec.skip_memory_check else []
+        # `resume` checks no memory
+        words = (
+            ["resume", *registry, str(run_dir)]
+            if self.folder.begun(trial)
+            else ["run", *unchecked, *registry, str(self.folder.config_file(trial))]
+        )
         command = shlex.join([self._place.python, "-m", "orchestrator", *words])
         start = f"cd {shlex.quote(str(self._place.folder))} && " if self._place.folder else ""
         return JobRequest(
@@ -138,20 +188,16 @@ class TrialJobs:
             },
         )
 
-    def find_again(self, trial: Trial, states: list[JobState]) -> JobState | None:
+    def _find_again(self, trial: Trial, states: list[JobState]) -> JobState | None:
         """The job of the trial's newest attempt, where the server knows it."""
         wanted = {SWEEP_KEY: self._spec.id, TRIAL_KEY: trial.name, ATTEMPT_KEY: str(trial.attempts)}
         return next((state for state in states if wanted.items() <= state.metadata.items()), None)
 
-    def found(self, trial: Trial, state: JobState) -> Trial:
-        """The trial with the job that was submitted for it just before the sweep was killed."""
-        known = replace(trial, job=state.job)
-        self.folder.save(known)
-        return known
-
     def ask_to_stop(self, trial: Trial) -> bool:
-        """Has the trial end after its step, with a checkpoint. Does not wait for it. False where the server did not answer."""
-        assert trial.job is not None
+        """Has the trial end after its step, with a checkpoint. Does not wait for it. False where its job is not known yet, or the server
+        did not answer."""
+        if trial.job is None:
+            return False
         try:
             self.server.stop(trial.job, timeout_s=0.0)
         except NoAnswer:
@@ -160,10 +206,9 @@ class TrialJobs:
             pass  # it has not ended at once, or nobody knows it any more: the next look tells
         return True
 
-    def ended(self, trial: Trial, state: JobState | None) -> Trial:
+    def _ended(self, trial: Trial, state: JobState | None) -> Trial:
         """The trial after its newest attempt; `state` is None where nobody knows its job any more. Its log is kept."""
-        seconds = trial.seconds + max(0.0, time.time() - (trial.begun_s or time.time()))
-        over = replace(trial, seconds=seconds, begun_s=None)
+        over = replace(trial, seconds=trial.seconds + self._took_s(trial, state), begun_s=None)
         log = self._keep_log(trial, state)
         if self.folder.finished(trial):
             over = replace(over, status="finished")
@@ -175,10 +220,22 @@ class TrialJobs:
         else:
             # bad input uses up every retry that there is; more of them at a `--resume` try it again
             failures = self._spec.retries + 1 if state.exit_code == REFUSED else trial.failures + 1
-            status: Status = "waiting" if failures <= self._spec.retries else "failed"
-            over = replace(over, status=status, failures=failures, reason=reason(log, state.message))
+            return self._failed(over, failures, reason(log, state.message))
         self.folder.save(over)
         return over
+
+    def _failed(self, trial: Trial, failures: int, why: str) -> Trial:
+        status: Status = "waiting" if failures <= self._spec.retries else "failed"
+        trial = replace(trial, status=status, failures=failures, reason=why)
+        self.folder.save(trial)
+        return trial
+
+    def _took_s(self, trial: Trial, state: JobState | None) -> float:
+        """Seconds of an attempt that has ended, perhaps long before somebody looks: by the cluster, else until its last step."""
+        if state is not None and state.started_s is not None and state.ended_s is not None:
+            return max(0.0, state.ended_s - state.started_s)
+        committed_s = self.folder.committed_s(trial)
+        return 0.0 if trial.begun_s is None or committed_s is None else max(0.0, committed_s - trial.begun_s)
 
     def _keep_log(self, trial: Trial, state: JobState | None) -> str:
         if state is None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
+from actors.errors import PreceptorError
 from orchestrator.ray_jobs import RayJobs
 from orchestrator.sweep.candidate import STOP_S, STOPPING_FILE, Candidate
 from orchestrator.sweep.records import Halving, SweepFolder, SweepSpec, Trial
@@ -40,10 +41,15 @@ def search(
     looked: Callable[[Sequence[Trial]], None],
 ) -> None:
     """Runs what is left of a search, within a Ray that has `slots(spec, trials)` of SLOT. `looked` is told of all trials every few
-    seconds; where `loop.stop_requested` is set, all end after their step."""
+    seconds; where `loop.stop_requested` is set, all end after their step.
+
+    Raises:
+        PreceptorError: where a trial could not be looked after to its end.
+    """
     assert spec.halving is not None
     stopping = folder.path / STOPPING_FILE
     stopping.unlink(missing_ok=True)
+    watcher = _Watcher(folder, looked)
     os.environ.update(
         {
             "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -67,12 +73,19 @@ def search(
                 name="search",
                 storage_path=scratch,
                 stop=_Stopper(loop, stopping),
-                callbacks=[_Watcher(folder, looked)],
+                callbacks=[watcher],
                 verbose=0,
             ),
         )
         tuner.fit()
-    looked(folder.trials())
+    trials = folder.trials()
+    looked(trials)
+    # a trial that failed has its reason in its record; others have lost who looked after them
+    for trial in trials:
+        if trial.status != "failed" and trial.number in watcher.errors:
+            raise PreceptorError(
+                f"trial {trial.name} is lost: {watcher.errors[trial.number]}; `preceptor sweep --resume {folder.path}` looks for its job"
+            )
 
 
 def slots(spec: SweepSpec, trials: Sequence[Trial]) -> int:
@@ -113,6 +126,13 @@ class _Stopper(tune.Stopper):
 class _Watcher(tune.Callback):
     def __init__(self, folder: SweepFolder, looked: Callable[[Sequence[Trial]], None]) -> None:
         self._folder, self._looked, self._at = folder, looked, float("-inf")
+        self.errors: dict[int, str] = {}
+        """What ended a trial's actor, by the trial's number."""
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's
+        text = "" if trial.error_file is None else Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), "it gave no reason")
+        self.errors[trial.config["number"]] = last.removeprefix(f"{PreceptorError.__module__}.").strip()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002 - Tune's
         if time.monotonic() - self._at > LOOK_S:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from orchestrator.progress import duration
 from orchestrator.sweep.records import SweepFolder, SweepSpec, Trial
-from orchestrator.sweep.results import read_results, table
+from orchestrator.sweep.results import Results, table
 
 REFRESH_S = 3.0
 ORDER = ("running", "failed", "waiting", "stopped", "pruned", "finished")
@@ -27,6 +27,7 @@ class View:
 
     def __init__(self, folder: SweepFolder, spec: SweepSpec) -> None:
         self._folder, self._spec = folder, spec
+        self._results = Results(folder, spec)
         self._live: Live | None = None
         self._shown_at = float("-inf")
         self._statuses: dict[int, tuple[str, int]] = {}
@@ -71,10 +72,11 @@ class View:
             again = f" (attempt {trial.attempts})" if trial.attempts > 1 else ""
             return f"begins{again}: {values}"
         if trial.status == "failed":
-            return f"failed: {trial.reason}; more in {self._folder.log_file(trial)}"
+            log = self._folder.log_file(trial)
+            return f"failed: {trial.reason}{f'; more in {log}' if log.exists() else ''}"
         if trial.status == "waiting":
             return f"is tried again: {trial.reason}" if trial.reason else "was interrupted and goes on"
-        (result,) = read_results(self._folder, self._spec, [trial])
+        (result,) = self._results.of([trial])
         value = f", {self._spec.metric} {result.point[1]:.4g}" if result.point else ""
         return f"{trial.status} after {duration(trial.seconds)}, step {result.step}{value}"
 
@@ -95,7 +97,7 @@ class View:
         self._shown_at = now
         room = max(5, self.console.height - 4)
         chosen = sorted(trials, key=lambda trial: (ORDER.index(trial.status), trial.number))[:room]
-        shown = read_results(self._folder, self._spec, chosen)
+        shown = self._results.of(chosen)
         counts = ", ".join(
             f"{number} {status}" for status in ORDER if (number := sum(trial.status == status for trial in trials))
         )

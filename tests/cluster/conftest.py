@@ -67,8 +67,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
             head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_port": 0, **ANY_PORT},
         )
         groups = {TRAIN: frozenset[str](), ENGINES: frozenset[str]()}
-        for resource in (TRAIN, TRAIN, ENGINES, ENGINES):
-            node = made.add_node(num_cpus=4, num_gpus=0, resources={resource: 1}, **ANY_PORT)
+        for number, resource in enumerate((TRAIN, TRAIN, ENGINES, ENGINES)):
+            node = made.add_node(
+                num_cpus=4,
+                num_gpus=0,
+                resources={resource: 1},
+                # as on a host of its own: a node unpacks a job's folder anew where it finds one, under the feet of who runs in it
+                runtime_env_dir_name=f"runtime_resources_{number}",
+                **ANY_PORT,
+            )
             groups[resource] |= {node.node_id}
         made.wait_for_nodes()
         dashboard = f"http://{made.head_node.webui_url}"

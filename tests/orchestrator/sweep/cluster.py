@@ -55,6 +55,11 @@ class Cluster:
     silent: bool = False
     lost_answers: int = 0
     """Submissions that come through while their answers do not."""
+    late_s: float = 0.0
+    """How long it takes until these are seen."""
+    _unseen_until: dict[str, float] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
+    """What the server says to the next submissions, which it does not take; an empty one is taken."""
     asked: list[str] = field(default_factory=list)
     most_running: int = 0
     on_pause: Callable[[float], None] = lambda _: None
@@ -63,6 +68,8 @@ class Cluster:
 
     def submit(self, request: JobRequest) -> str:
         self._answer()
+        if self.refusals and (said := self.refusals.pop(0)):
+            raise UserError(said)
         trial = request.metadata[TRIAL_KEY]
         job = f"{request.name}-{next(self._ids)}"
         plan = self.plans.get(trial, [("SUCCEEDED", 0, "")])
@@ -89,6 +96,7 @@ class Cluster:
         self.most_running = max(self.most_running, len(self.running()))
         if self.lost_answers:
             self.lost_answers -= 1
+            self._unseen_until[job] = self.now_s + self.late_s
             raise NoAnswer("address: no Ray job server answers (it does not answer in time)")
         return job
 
@@ -99,15 +107,9 @@ class Cluster:
     def begun(self) -> list[str]:
         return [job.state.metadata[TRIAL_KEY] for job in self.jobs_by_id.values()]
 
-    def state(self, job: str) -> JobState:
-        self._answer()
-        if job not in self.jobs_by_id:
-            raise UserError(f"job: got {job!r}")
-        return self.jobs_by_id[job].state
-
     def jobs(self) -> list[JobState]:
         self._answer()
-        return [job.state for job in self.jobs_by_id.values()]
+        return [job.state for name, job in self.jobs_by_id.items() if self._unseen_until.get(name, 0.0) <= self.now_s]
 
     def logs(self, job: str) -> str:
         self._answer()

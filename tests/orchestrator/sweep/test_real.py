@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from actors.errors import PreceptorError
+from orchestrator.sweep.direct import Searching
+from orchestrator.sweep.local_ray import local_ray
+from orchestrator.sweep.records import Halving
+from tests.orchestrator.sweep.cluster import SPEC, small_sweep
 from tests.resilience.runs import GONE_S, START_S, Driver, make_project, reward_config, steps_committed
 
 
@@ -81,3 +87,21 @@ def test_a_search_ends_the_worse_trial_early_with_a_checkpoint(tmp_path: Path) -
     assert (folder / "trials" / "0002" / "checkpoints" / f"{steps:08d}" / "manifest.json").exists()
     assert [row["trial"] for row in json.loads((folder / "results.json").read_bytes())] == ["0001", "0002"]
     assert "best: trial 0001, loss " in said
+
+
+@pytest.mark.slow
+def test_a_search_that_can_not_look_after_a_trial_says_why(tmp_path: Path) -> None:
+    from orchestrator.sweep.tune import SLOT, search
+
+    halving = Halving(max_steps=2, grace_steps=1, reduction=2)
+    spec = replace(SPEC, search="asha", halving=halving, address="http://127.0.0.1:1")
+    folder = small_sweep(tmp_path / "s", 1, spec=spec)
+    with (
+        local_ray(num_cpus=1, num_gpus=0, resources={SLOT: 1}, jobs=False),
+        pytest.raises(PreceptorError) as caught,
+    ):
+        search(folder, spec, "http://127.0.0.1:1", Searching(), lambda _: None)
+    assert str(caught.value) == (
+        "trial 0001 is lost: NoAnswer: address: no Ray job server answers at http://127.0.0.1:1 (no connection); allowed: the dashboard's "
+        f"address of a running cluster, such as http://127.0.0.1:8265; `preceptor sweep --resume {folder.path}` looks for its job"
+    )

@@ -6,21 +6,21 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.durable import write_whole
 from actors.errors import UserError
 from orchestrator.sweep.records import (
+    Followed,
     Halving,
     SweepFolder,
     existing_folder,
-    last_step,
     metric_names,
-    metric_points,
     new_folder,
 )
-from orchestrator.sweep.results import best_of, read_results, run_command, short, without_metric, write_results
+from orchestrator.sweep.results import Results, best_of, run_command, short, without_metric, write_results
 from tests.orchestrator.sweep.cluster import SPEC, commit, small_sweep
 
 
@@ -64,12 +64,67 @@ def test_metrics_come_from_ledger_and_evaluations(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         commit(tmp_path, step, score=step / 2)
     evaluate(tmp_path, 2, **{"held_out/win_rate": 0.75})
-    assert metric_points(tmp_path, "score") == [(1, 0.5), (2, 1.0), (3, 1.5)]
-    assert metric_points(tmp_path, "score", after=2) == [(3, 1.5)]
-    assert metric_points(tmp_path, "held_out/win_rate") == [(2, 0.75)]
-    assert metric_points(tmp_path, "nothing") == []
+    assert Followed(tmp_path, "score").look() == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert Followed(tmp_path, "held_out/win_rate").look() == [(2, 0.75)]
+    nothing = Followed(tmp_path, "nothing")
+    assert nothing.look() == []
+    assert (nothing.step, nothing.point) == (3, None)
     assert metric_names(tmp_path) == ["held_out/win_rate", "score"]
-    assert last_step(tmp_path) == 3
+
+
+def test_who_follows_a_run_reads_each_entry_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        read.append(str(path.relative_to(tmp_path)))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    followed = Followed(tmp_path, "score")
+    assert followed.look() == []
+    commit(tmp_path, 1, score=0.5)
+    commit(tmp_path, 2, loss=1.0)
+    assert followed.look() == [(1, 0.5)]
+    assert followed.look() == []
+    assert (followed.step, followed.point) == (2, (1, 0.5))
+    # an evaluation may be there later than the entry of its step
+    commit(tmp_path, 3, loss=1.0)
+    evaluate(tmp_path, 2, score=0.75)
+    assert followed.look() == [(2, 0.75)]
+    assert (followed.step, followed.point) == (3, (2, 0.75))
+    assert sorted(read) == ["evaluations/00000002.json", *(f"ledger/{step:08d}.json" for step in (1, 2, 3))]
+
+
+def test_the_table_reads_again_only_what_is_new_and_nothing_of_trials_that_are_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small_sweep(tmp_path / "s", 3)
+    over, running, waiting = folder.trials()
+    over, running = replace(over, status="finished"), replace(running, status="running")
+    commit(folder.run_dir(over), 1, score=1.0)
+    commit(folder.run_dir(running), 1, score=2.0)
+    results = Results(folder, SPEC)
+    looks: list[str] = []
+    look = Followed.look
+
+    def counted(followed: Followed) -> list[tuple[int, float]]:
+        looks.append(followed._run_dir.name)
+        return look(followed)
+
+    monkeypatch.setattr(Followed, "look", counted)
+
+    def shown() -> list[tuple[str, int, Any]]:
+        return [(r.trial.name, r.step, r.point) for r in results.of([over, running, waiting])]
+
+    assert shown() == [("0002", 1, (1, 2.0)), ("0001", 1, (1, 1.0)), ("0003", 0, None)]
+    commit(folder.run_dir(running), 2, score=0.5)
+    assert shown() == [("0001", 1, (1, 1.0)), ("0002", 2, (2, 0.5)), ("0003", 0, None)]
+    assert looks == ["0001", "0002", "0003", "0002"]
+    # what it commits until it ends is shown
+    commit(folder.run_dir(running), 3, score=3.0)
+    running = replace(running, status="finished")
+    assert shown()[0] == ("0002", 3, (3, 3.0))
 
 
 def test_of_a_pipeline_the_last_stage_that_has_the_metric_counts(tmp_path: Path) -> None:
@@ -77,9 +132,11 @@ def test_of_a_pipeline_the_last_stage_that_has_the_metric_counts(tmp_path: Path)
         write_whole(tmp_path / name / "config.yaml", b"")
         commit(tmp_path / name, 1, **metrics)
     commit(tmp_path / "sft", 2, loss=0.5)
-    assert metric_points(tmp_path, "loss") == [(1, 2.0)]
-    assert metric_points(tmp_path, "score") == [(1, 3.0)]
-    assert last_step(tmp_path) == 1
+    assert Followed(tmp_path, "loss").look() == [(1, 2.0)]
+    assert Followed(tmp_path, "score").look() == [(1, 3.0)]
+    both = Followed(tmp_path, "loss")
+    both.look()
+    assert (both.step, both.point) == (1, (1, 2.0))
 
 
 @pytest.mark.parametrize(("mode", "order"), [("max", "3142"), ("min", "1342")])
@@ -91,7 +148,7 @@ def test_results_are_sorted_and_no_number_is_worst(tmp_path: Path, mode: str, or
             commit(folder.run_dir(trial), 1, score=9.0)
             commit(folder.run_dir(trial), 2, score=value)
         folder.save(replace(trial, status="finished"))
-    results = read_results(folder, spec, folder.trials())
+    results = Results(folder, spec).of(folder.trials())
     # those without a number keep their order
     assert "".join(str(result.trial.number) for result in results) == order.replace("42", "24")
     best = best_of(results)
@@ -106,7 +163,7 @@ def test_a_trial_that_did_not_come_to_its_end_is_not_the_best(tmp_path: Path) ->
     for trial, status, value in zip(folder.trials(), ("finished", "pruned"), (0.1, 0.9), strict=True):
         commit(folder.run_dir(trial), 1, score=value)
         folder.save(replace(trial, status="finished" if status == "finished" else "pruned"))
-    results = read_results(folder, SPEC, folder.trials())
+    results = Results(folder, SPEC).of(folder.trials())
     best = best_of(results)
     assert results[0].trial.status == "pruned"
     assert best is not None
@@ -116,7 +173,7 @@ def test_a_trial_that_did_not_come_to_its_end_is_not_the_best(tmp_path: Path) ->
 def test_a_metric_that_no_trial_has_is_told_with_those_that_there_are(tmp_path: Path) -> None:
     folder = small_sweep(tmp_path / "s", 1)
     commit(folder.run_dir(folder.trials()[0]), 1, loss=1.0, accuracy=0.5)
-    results = read_results(folder, SPEC, folder.trials())
+    results = Results(folder, SPEC).of(folder.trials())
     assert without_metric(folder, SPEC, results) == "--metric: no trial has 'score'; there are: accuracy, loss"
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from actors.errors import PreceptorError, UserError
-from orchestrator.sweep.trial_jobs import OUTAGE_S, reason
-from tests.orchestrator.sweep.cluster import SPEC, Cluster, runner_of, small_sweep
+from orchestrator.sweep.trial_jobs import AGENT_TRIES, OUTAGE_S, reason
+from tests.orchestrator.sweep.cluster import SPEC, Cluster, commit, runner_of, small_sweep
 
 
 def statuses(path: Path) -> list[str]:
@@ -66,6 +67,18 @@ def test_a_failed_trial_is_tried_again_from_where_it_stands(tmp_path: Path) -> N
     assert commands == [f"run {folder.path}/inputs/0001.yaml", f"resume {run_dir}", f"resume {run_dir}"]
     (trial,) = folder.trials()
     assert (trial.status, trial.attempts, trial.failures) == ("finished", 3, 2)
+
+
+def test_trials_note_themselves_where_they_are_told_and_start_unchecked(tmp_path: Path) -> None:
+    spec = replace(SPEC, retries=1, registry="postgresql://u@db/runs", skip_memory_check=True)
+    folder = small_sweep(tmp_path / "s", 1, spec=spec)
+    cluster = Cluster(folder, plans={"0001": [("FAILED", 1, ""), ("SUCCEEDED", 0, "")]})
+    runner_of(folder, cluster).run()
+    commands = [job.entrypoint.removeprefix("exec python -m orchestrator ") for job in cluster.jobs_by_id.values()]
+    assert commands == [
+        f"run --skip-memory-check --registry postgresql://u@db/runs {folder.path}/inputs/0001.yaml",
+        f"resume --registry postgresql://u@db/runs {folder.path}/trials/0001",
+    ]
 
 
 def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
@@ -154,7 +167,7 @@ def test_a_silent_job_server_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_job_whose_submission_got_no_answer_is_found_and_not_begun_twice(tmp_path: Path) -> None:
     folder = small_sweep(tmp_path / "s", 3)
-    cluster = Cluster(folder, lost_answers=2)
+    cluster = Cluster(folder, lost_answers=2, late_s=5.0)
     runner_of(folder, cluster).run()
     assert statuses(folder.path) == ["finished"] * 3
     assert cluster.begun() == ["0001", "0002", "0003"]
@@ -194,16 +207,66 @@ def test_a_job_server_that_stays_silent_ends_the_sweep_with_what_to_do(tmp_path:
 
 def test_a_server_that_refuses_a_job_ends_the_sweep_and_the_trial_waits(tmp_path: Path) -> None:
     folder = small_sweep(tmp_path / "s", 1)
-
-    class Refusing(Cluster):
-        def submit(self, request: object) -> str:
-            raise UserError("the job server refuses: the working directory is too large")
-
+    cluster = Cluster(folder, refusals=["the job server refuses: the working directory is too large"])
     with pytest.raises(UserError, match="too large"):
-        runner_of(folder, Refusing(folder)).run()
-    cluster = Cluster(folder)
+        runner_of(folder, cluster).run()
+    assert statuses(folder.path) == ["waiting"]
     runner_of(folder, cluster).run()
     assert statuses(folder.path) == ["finished"]
+
+
+def test_one_refused_job_does_not_leave_those_that_run_alone(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 3, spec=replace(SPEC, retries=1))
+    refusals = ["", "the server has hiccups", "", "once", "twice"]
+    cluster = Cluster(folder, takes_s={"0001": 20.0}, refusals=refusals)
+    runner_of(folder, cluster).run()
+    assert [(trial.status, trial.failures) for trial in folder.trials()] == [
+        ("finished", 0),
+        ("finished", 1),
+        ("failed", 2),
+    ]
+    assert folder.trials()[2].reason == "twice"
+    assert cluster.begun() == ["0001", "0002"]
+
+
+def test_a_server_whose_agent_is_not_up_yet_is_waited_for(tmp_path: Path) -> None:
+    said = "the job server at x refuses: Request failed with status code 500: No available agent to submit job, please try again later."
+    folder = small_sweep(tmp_path / "s", 1)
+    cluster = Cluster(folder, refusals=[said] * (AGENT_TRIES - 1))
+    runner_of(folder, cluster).run()
+    assert [(trial.status, trial.attempts, trial.failures) for trial in folder.trials()] == [("finished", 1, 0)]
+    folder = small_sweep(tmp_path / "t", 1)
+    with pytest.raises(UserError, match="No available agent"):
+        runner_of(folder, Cluster(folder, refusals=[said] * AGENT_TRIES)).run()
+
+
+def test_an_attempt_took_what_the_cluster_says_and_not_until_somebody_looks(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 1)
+    cluster = Cluster(folder, takes_s={"0001": 7.0})
+    runner_of(folder, cluster).run()
+    # no second passes on this machine's clock
+    assert folder.trials()[0].seconds == 7.0
+
+
+def test_an_attempt_that_nobody_knows_any_more_took_until_its_last_step(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 1)
+    commit(folder.run_dir(folder.trials()[0]), 1, score=1.0)
+    ledger = folder.run_dir(folder.trials()[0]) / "ledger"
+    os.utime(ledger, (3000.0, 3000.0))
+    # killed with its Ray in 1970
+    folder.save(replace(folder.trials()[0], status="running", attempts=1, job="gone", begun_s=2000.0))
+    cluster = Cluster(folder, takes_s={"0001": 5.0})
+    runner_of(folder, cluster).run()
+    assert folder.trials()[0].seconds == 1000.0 + 5.0
+
+
+def test_who_watches_is_told_once_of_a_job_whose_answer_was_lost(tmp_path: Path) -> None:
+    folder = small_sweep(tmp_path / "s", 1)
+    told: list[tuple[str, bool]] = []
+    runner = runner_of(folder, Cluster(folder, lost_answers=1))
+    runner._changed = lambda trial: told.append((trial.status, trial.job is None))
+    runner.run()
+    assert told == [("running", True), ("finished", False)]
 
 
 @pytest.mark.parametrize(
