@@ -95,7 +95,7 @@ def process_item(device: Device) -> Item:
 
 def trained_memory(model: TrainedModel, *, sleeps: bool, sync: tuple[Item, ...] = ()) -> RoleMemory:
     """A rank that learns. `sync`: what sending its weights takes."""
-    states = (*_parameters(model), *_states(model))
+    states = held(model.params, model.engine, model.num_ranks, model.device)
     process = process_item(model.device)
     host = []
     if model.device == "cuda":
@@ -118,7 +118,7 @@ def frozen_memory(model: TrainedModel) -> RoleMemory:
     host = (_item("process", HOST_PROCESS_BYTES, "assumed"), _loading(model)) if model.device == "cuda" else ()
     return RoleMemory(
         role=model.role,
-        resident=(*_parameters(model), process_item(model.device)),
+        resident=(_parameters(model.params, model.engine, model.num_ranks), process_item(model.device)),
         working_by_phase={"score": _forward(model)},
         sleeps=False,
         asleep_bytes=0.0,
@@ -126,31 +126,30 @@ def frozen_memory(model: TrainedModel) -> RoleMemory:
     )
 
 
-def _parameters(model: TrainedModel) -> tuple[Item, ...]:
-    d, stage = model.bytes_per_param, model.engine.zero_stage
-    if stage < 3:
-        return (_item("parameters", d * model.params, f"{_count(model.params)} parameters x {d} bytes"),)
-    share = d * model.params / model.num_ranks
-    return (_item("parameters", share, f"{_count(model.params)} parameters x {d} bytes / {model.num_ranks} ranks"),)
-
-
-def _states(model: TrainedModel) -> tuple[Item, ...]:
-    """What lasts from update to update: masters, moments, and the buffers of gradients that DeepSpeed allocates once."""
-    params, ranks, stage = model.params, model.num_ranks, model.engine.zero_stage
-    count = _count(params)
+def held(params: float, engine: EngineConfig, num_ranks: int, device: Device) -> tuple[Item, ...]:
+    """What lasts from update to update on a trained rank: weights, masters, moments, and the buffers of gradients that DeepSpeed allocates
+    once. It is also what leaves the GPU, and comes back, where engines share it."""
+    stage, count = engine.zero_stage, _count(params)
+    items = [_parameters(params, engine, num_ranks)]
     if stage == 0:
-        return (_item("optimizer", 8 * params, f"{count} x 8 bytes: Adam's moments"),)
-    items = []
-    if not model.engine.offload_optimizer:
-        items.append(_item("masters", 4 * params / ranks, f"{count} x 4 bytes / {ranks} ranks: fp32 weights"))
-        items.append(_item("optimizer", 8 * params / ranks, f"{count} x 8 bytes / {ranks} ranks: Adam's moments"))
-    if stage == 3 and not model.engine.offload_optimizer:
-        items.append(_item("gradients", 4 * params / ranks, f"{count} x 4 bytes / {ranks} ranks: fp32"))
-    if stage == 1 and model.engine.dtype == "bf16":
+        return (*items, _item("optimizer", 8 * params, f"{count} x 8 bytes: Adam's moments"))
+    if not engine.offload_optimizer:
+        items.append(_item("masters", 4 * params / num_ranks, f"{count} x 4 bytes / {num_ranks} ranks: fp32 weights"))
+        items.append(_item("optimizer", 8 * params / num_ranks, f"{count} x 8 bytes / {num_ranks} ranks: Adam's moments"))
+    if stage == 3 and not engine.offload_optimizer:
+        items.append(_item("gradients", 4 * params / num_ranks, f"{count} x 4 bytes / {num_ranks} ranks: fp32"))
+    if stage == 1 and engine.dtype == "bf16":
         items.append(_item("gradients", 4 * params, f"{count} x 4 bytes: fp32, whole"))
     if stage == 3:
-        items.append(_item("buckets", 4 * BUCKET_ELEMENTS[model.device], "gradients on their way to other ranks"))
+        items.append(_item("buckets", 4 * BUCKET_ELEMENTS[device], "gradients on their way to other ranks"))
     return tuple(items)
+
+
+def _parameters(params: float, engine: EngineConfig, num_ranks: int) -> Item:
+    d = BYTES[engine.dtype]
+    if engine.zero_stage < 3:
+        return _item("parameters", d * params, f"{_count(params)} parameters x {d} bytes")
+    return _item("parameters", d * params / num_ranks, f"{_count(params)} parameters x {d} bytes / {num_ranks} ranks")
 
 
 def _offloaded(model: TrainedModel) -> tuple[Item, ...]:
@@ -230,7 +229,7 @@ def _end_of_backward(model: TrainedModel) -> tuple[Item, ...]:
 
 
 def _accumulated(model: TrainedModel) -> tuple[Item, ...]:
-    """Gradients between micro-batches, beyond what `_states` has for good."""
+    """Gradients between micro-batches, beyond what `held` has for good."""
     params, ranks, stage = model.params, model.num_ranks, model.engine.zero_stage
     count = _count(params)
     if stage == 0 or (stage == 1 and model.engine.dtype == "fp32"):

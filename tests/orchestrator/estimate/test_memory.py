@@ -22,8 +22,11 @@ from orchestrator.estimate.memory import (
 )
 from orchestrator.estimate.model_files import find_model
 from orchestrator.estimate.records import RoleMemory
+from orchestrator.estimate.roofline import Sharded
 from orchestrator.estimate.shapes import model_shape
+from orchestrator.estimate.work import work_of
 from orchestrator.plan_records import RolePlan
+from tests.orchestrator.estimate.step_cases import hardware
 
 GIB = 2**30
 QWEN = find_model("Qwen/Qwen3-8B").shape
@@ -119,6 +122,23 @@ def test_sleeping_trainer_leaves_its_context_alone() -> None:
     assert next(item.amount for item in memory.host if item.name == "asleep") == states
     on_cpu = trained_memory(model(zero_stage=2, device="cpu"), sleeps=True)
     assert (on_cpu.sleeps, on_cpu.host) == (False, ())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_turn_moves_what_sleeps(stage: int, dtype: str, offload: bool) -> None:
+    """The bytes of time's turn are those that memory puts into the node, whatever the stage; by hand for those that can sleep."""
+    slow = hardware(pcie_bytes_per_s=1.0)
+    for scalar in (False, True):
+        asleep = model(zero_stage=stage, dtype=dtype, offload_optimizer=offload, scalar=scalar)
+        (moved,) = (item.amount for item in trained_memory(asleep, sleeps=True).host if item.name == "asleep")
+        work = work_of(QWEN, "scalar" if scalar else "vocabulary")
+        timed = Sharded(work=work, engine=asleep.engine, num_ranks=8, head="vocabulary", hardware=slow)
+        assert timed.move().seconds == pytest.approx(moved)
+        by_hand = {(0, "fp32"): 12, (1, "fp32"): 4 + 12 / 8, (2, "fp32"): 4 + 12 / 8, (2, "bf16"): 2 + 12 / 8}
+        if (stage, dtype) in by_hand and not offload:
+            assert moved == pytest.approx(by_hand[stage, dtype] * asleep.params)
 
 
 def test_frozen_model_holds_its_weights() -> None:
