@@ -269,7 +269,8 @@ def _step(model: TrainedModel) -> tuple[Item, ...]:
     times = 1 if model.device == "cuda" else 2
     items = [_item("optimizer step", times * share, f"AdamW's intermediate results, {times} x {_count(share)} bytes")]
     if stage == 1 and model.engine.dtype == "bf16":
-        return tuple(items)
+        # the flat fp32 gradients are stepped on as they are; those in bf16 go after the step (BF16_Optimizer.zero_grad)
+        return (*items, *_accumulated(model))
     flat = "flat, and as they were accumulated" if model.engine.dtype == "fp32" or stage == 3 else "flat"
     copies = {1: 2, 2: 2, 3: 1}[stage] if model.engine.dtype == "fp32" else 1
     return (*items, _item("gradients", copies * share, f"fp32, {flat}"))

@@ -141,6 +141,13 @@ def test_a_turn_moves_what_sleeps(stage: int, dtype: str, offload: bool) -> None
             assert moved == pytest.approx(by_hand[stage, dtype] * asleep.params)
 
 
+def test_bf16_gradients_of_stage_1_are_there_while_the_optimizer_steps() -> None:
+    """DeepSpeed's BF16_Optimizer frees them after the step: 4 bytes of AdamW's and 2 of theirs, more than a backward pass of one token."""
+    few = model(num_ranks=1, zero_stage=1, micro_batch_tokens=1, scalar=True)
+    stepping = {item.name: item.amount for item in trained_memory(few, sleeps=False).working_by_phase["update"]}
+    assert stepping == {"optimizer step": 4 * few.params, "gradients bf16": 2 * few.params}
+
+
 def test_frozen_model_holds_its_weights() -> None:
     memory = frozen_memory(model(zero_stage=0, num_ranks=2))
     assert amounts(memory) == {"parameters": 2 * QWEN.num_params, "process": CUDA_PROCESS_BYTES}
