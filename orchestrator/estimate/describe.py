@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import Config, Pipeline
+from orchestrator.estimate.numbers import GIB
 from orchestrator.estimate.preflight import PlannedStage
 from orchestrator.estimate.records import Estimate, RoleMemory
 from orchestrator.plan_records import Plan
@@ -14,8 +15,6 @@ from orchestrator.plan_records import Plan
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-
-GIB = 1024**3
 
 
 def describe_estimate(estimate: Estimate, plan: Plan) -> RenderableType:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from configs.gpus import GPUKind
 from configs.schema import Stage
 from configs.schema.ppo import PPOStage
+from orchestrator.estimate.numbers import GIB
 from orchestrator.estimate.records import GroupMemory, Item, MachineMemory, RoleMemory
 from orchestrator.plan_records import GroupPlan, Plan, PPOPlan
 
 PHASES = ("generate", "score", "update", "sync")
-GIB = 1024**3
 TIGHT_FRAC = 0.05
 """A peak that leaves less than this part of a GPU is worth a warning."""
 STORED_BYTES_PER_TOKEN = 32

@@ -20,11 +20,12 @@ from orchestrator.estimate.activations import (
     passing_bytes,
     saved_bytes,
 )
+from orchestrator.estimate.numbers import GIB
 from orchestrator.estimate.records import EngineCapacity, Item, RoleMemory
 from orchestrator.estimate.shapes import ModelShape
 from orchestrator.plan_records import RolePlan, SyncChannel
 
-GIB, MIB = 1024**3, 1024**2
+MIB = 1024**2
 BILLION = 10**9
 
 CUDA_PROCESS_BYTES = 0.75 * GIB
