@@ -20,12 +20,11 @@ from configs.schema.engine import FrozenConfig, TrainerConfig
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
+from orchestrator.estimate.engines import EngineModel, engine_memory
 from orchestrator.estimate.groups import group_memories, machine_memory, tight_fits
 from orchestrator.estimate.memory import (
-    EngineModel,
     TrainedModel,
     bucket_bytes,
-    engine_memory,
     frozen_memory,
     sync_memory,
     trained_memory,
@@ -70,7 +69,7 @@ def estimate(stage: Stage, plan: Plan, machine_bytes: float | None, names: Mappi
         assert isinstance(plan, SupervisedPlan)
         roles, engines = _supervised(stage, plan, models)
     on_cpu = stage.cluster.device == "cpu"
-    groups = group_memories(stage, plan, roles, kinds)
+    groups = group_memories(stage, plan, roles, kinds, bucket=_bucket(stage, models))
     machine = machine_memory(plan, roles, machine_bytes) if on_cpu and stage.cluster.address is None else None
     if not on_cpu and any(kind is None for kind in kinds.values()):
         models.unknown.append("the kind of GPU is not given (cluster.gpu): nothing is held against its memory")
@@ -158,8 +157,8 @@ def _ppo(stage: PPOStage, plan: PPOPlan, kinds: Mapping[str, GPUKind | None], mo
         if isinstance(section, FrozenConfig):
             roles[role] = frozen_memory(found)
             continue
-        sync = sync_memory(found, stage.weight_sync, plan.sync_channel) if role == "policy" else ()
-        roles[role] = trained_memory(found, sleeps=plan.rollout_shares_gpu, sync=sync)
+        sent = sync_memory(found, stage.weight_sync, plan.sync_channel) if role == "policy" else ()
+        roles[role] = trained_memory(found, sleeps=plan.rollout_shares_gpu, sync=sent)
     engines: dict[str, EngineCapacity] = {}
     shape = models.shape("rollout", policy)
     if shape is not None:
@@ -170,10 +169,19 @@ def _ppo(stage: PPOStage, plan: PPOPlan, kinds: Mapping[str, GPUKind | None], mo
             longest=stage.data.max_prompt_tokens + stage.rollout.max_response_tokens,
             gpu=kinds[plan.roles["rollout"].group],
         )
-        bucket = bucket_bytes(stage.weight_sync, shape, stage.policy.engine.dtype)
-        roles["rollout"], capacity = engine_memory(engine, sleeps=plan.rollout_shares_gpu, bucket=bucket)
+        sync = (plan.sync_channel, _bucket(stage, models))
+        roles["rollout"], capacity = engine_memory(engine, sleeps=plan.rollout_shares_gpu, sync=sync)
         engines = {} if capacity is None else {"rollout": capacity}
     return roles, engines
+
+
+def _bucket(stage: Stage, models: _Models) -> float:
+    """Bytes of one of a weight sync; 0 where there are none, or the model is not known."""
+    if not isinstance(stage, PPOStage):
+        return 0.0
+    assert stage.policy.model is not None
+    shape = models.shape("rollout", stage.policy.model)
+    return bucket_bytes(stage.weight_sync, shape, stage.policy.engine.dtype) if shape else 0.0
 
 
 def _rank(stage: RankStage, plan: RankPlan, kinds: Mapping[str, GPUKind | None], models: _Models) -> Memories:
@@ -188,7 +196,7 @@ def _rank(stage: RankStage, plan: RankPlan, kinds: Mapping[str, GPUKind | None],
         longest=stage.data.max_prompt_tokens + stage.rollout.max_response_tokens,
         gpu=kinds[plan.roles["rollout"].group],
     )
-    memory, capacity = engine_memory(engine, sleeps=False, bucket=None)
+    memory, capacity = engine_memory(engine, sleeps=False, sync=None)
     return {"rollout": memory}, {} if capacity is None else {"rollout": capacity}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from configs.gpus import GPUKind
 from configs.schema import Stage
 from configs.schema.ppo import PPOStage
+from orchestrator.estimate.memory import STORED_BUCKETS
 from orchestrator.estimate.numbers import GIB
 from orchestrator.estimate.records import GroupMemory, Item, MachineMemory, RoleMemory
 from orchestrator.plan_records import GroupPlan, Plan, PPOPlan
@@ -19,9 +21,14 @@ STORED_BYTES_PER_TOKEN = 32
 
 
 def group_memories(
-    stage: Stage, plan: Plan, roles: Mapping[str, RoleMemory], kinds: Mapping[str, GPUKind | None]
+    stage: Stage,
+    plan: Plan,
+    roles: Mapping[str, RoleMemory],
+    kinds: Mapping[str, GPUKind | None],
+    *,
+    bucket: float,
 ) -> dict[str, GroupMemory]:
-    """Each group whose roles are all known; function workers' groups are left out."""
+    """Each group whose roles are all known; function workers' groups are left out. `bucket`: bytes of one of a weight sync."""
     gpus = {
         name: own.gpu if (own := stage.cluster.groups.get(name)) and own.gpu else stage.cluster.gpu
         for name in plan.groups
@@ -43,7 +50,7 @@ def group_memories(
                 for phase in phases
             ),
             host_bytes_per_bundle=sum(role.host_bytes * per_bundle[role.role] for role in known),
-            shared_bytes_per_bundle=_shared(stage, plan, group),
+            shared_bytes_per_bundle=_shared(stage, plan, group, bucket),
         )
     return found
 
@@ -93,14 +100,17 @@ def _ranks_per_bundle(plan: Plan, group: GroupPlan) -> dict[str, int]:
     return {role: plan.roles[role].num_ranks // group.num_bundles for role in group.roles}
 
 
-def _shared(stage: Stage, plan: Plan, group: GroupPlan) -> float:
-    """Ray's object store on the group's node, at its worst: a step's trajectories, and buckets of weights over channel `cpu`."""
+def _shared(stage: Stage, plan: Plan, group: GroupPlan, bucket: float) -> float:
+    """A bundle's part of Ray's object store, at its worst: of a step's trajectories, and buckets of weights over channel `cpu`."""
     if not isinstance(stage, PPOStage) or not isinstance(plan, PPOPlan):
         return 0.0
     longest = stage.data.max_prompt_tokens + stage.rollout.max_response_tokens
-    stored = float(plan.trajectories_per_step * longest * STORED_BYTES_PER_TOKEN)
+    part = 1 / group.num_bundles
+    if "rollout" in group.roles:  # an engine generates whole waves, and keeps them until the step's end
+        part = math.ceil(len(plan.waves) / group.num_bundles) / len(plan.waves)
+    stored = part * plan.trajectories_per_step * longest * STORED_BYTES_PER_TOKEN
     if plan.sync_channel == "cpu" and {"policy", "rollout"} & set(group.roles):
-        stored += 3 * stage.weight_sync.bucket_mib * 1024**2
+        stored += STORED_BUCKETS * bucket
     return stored
 
 

@@ -1,21 +1,34 @@
 """Memory of a rank: worked out by hand, and what must hold whatever the config."""
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import actors.engine.engine
+import actors.weight_sync.channel
+from actors.engine.sharding import CPU_BUCKET_ELEMENTS, CUDA_BUCKET_ELEMENTS
+from actors.weight_sync.bucket import Bucket
+from actors.weight_sync.channel import Deadline, Engines
+from actors.weight_sync.cpu import CpuChannel
+from actors.weight_sync.sender import WeightSender
 from configs.gpus import gpu_kind
 from configs.schema.engine import EngineConfig
 from configs.schema.rollout import RolloutConfig, WeightSyncConfig
 from orchestrator.estimate.activations import layer_bytes, logits_bytes, saved_bytes
+from orchestrator.estimate.engines import ENGINE_WORKING_BYTES, EngineModel, engine_memory
 from orchestrator.estimate.memory import (
+    BUCKET_ELEMENTS,
     CUDA_PROCESS_BYTES,
-    ENGINE_WORKING_BYTES,
-    EngineModel,
+    GATHER_BYTES,
+    IN_FLIGHT,
+    SENDER_BUCKETS,
     TrainedModel,
-    engine_memory,
     frozen_memory,
     sync_memory,
     trained_memory,
@@ -27,6 +40,7 @@ from orchestrator.estimate.shapes import model_shape
 from orchestrator.estimate.work import work_of
 from orchestrator.plan_records import RolePlan
 from tests.orchestrator.estimate.step_cases import hardware
+from tests.rank_contexts import rank_context
 
 GIB = 2**30
 QWEN = find_model("Qwen/Qwen3-8B").shape
@@ -154,13 +168,19 @@ def test_frozen_model_holds_its_weights() -> None:
 
 
 def test_a_tensor_larger_than_a_bucket_travels_alone() -> None:
-    # the embedding of Qwen3-8B: 151,936 x 4,096 x 2 bytes; three of them under way
-    (buckets, gathered) = sync_memory(model(), WeightSyncConfig(bucket_mib=256), "nccl")
-    assert buckets.amount == 3 * 151_936 * 4_096 * 2
-    assert gathered.amount == 151_936 * 4_096 * 2
+    # the embedding of Qwen3-8B: 151,936 x 4,096 x 2 bytes
+    embedding, sync = 151_936 * 4_096 * 2, WeightSyncConfig(bucket_mib=256)
+    (buckets, gathered) = sync_memory(model(), sync, "nccl")
+    assert (buckets.amount, gathered.amount) == (2 * embedding, embedding)
+    assert sync_memory(model(zero_stage=2), sync, "ipc")[0].amount == embedding
+    # over channel `cpu` they are in the node; on a machine without GPUs that is where the rank is, and the object store too
+    assert sync_memory(model(zero_stage=2), sync, "cpu") == ()
+    assert sync_memory(model(zero_stage=2, device="cpu"), sync, "cpu")[0].amount == (2 + 3) * embedding
 
 
-def engine(gpu: str | None = "h100-80gb", *, tensor_parallel: int = 1, longest: int = 2048, **rollout: Any) -> Any:
+def engine(
+    gpu: str | None = "h100-80gb", *, tensor_parallel: int = 1, longest: int = 2048, sync: Any = None, **rollout: Any
+) -> Any:
     settings = RolloutConfig.model_validate({"dtype": "bf16", "tensor_parallel": tensor_parallel} | rollout)
     placed = RolePlan(
         role="rollout",
@@ -173,7 +193,7 @@ def engine(gpu: str | None = "h100-80gb", *, tensor_parallel: int = 1, longest: 
     return engine_memory(
         EngineModel(shape=QWEN, rollout=settings, plan=placed, longest=longest, gpu=gpu_kind(gpu) if gpu else None),
         sleeps=False,
-        bucket=None,
+        sync=sync,
     )
 
 
@@ -195,6 +215,45 @@ def test_tensor_parallel_shares_weights_and_adds_up_caches() -> None:
     assert two[1].kv_cache_bytes > 2 * one[1].kv_cache_bytes
     # more GPUs than heads of keys and values: these are copied
     assert engine(tensor_parallel=16)[1].kv_bytes_per_token == 2 * 147_456
+
+
+def test_numbers_taken_from_the_actors_are_theirs() -> None:
+    assert BUCKET_ELEMENTS == {"cuda": CUDA_BUCKET_ELEMENTS, "cpu": CPU_BUCKET_ELEMENTS}
+    assert GATHER_BYTES == actors.engine.engine.GATHER_BYTES
+    assert IN_FLIGHT == actors.weight_sync.channel.IN_FLIGHT
+
+
+def test_a_sender_holds_as_many_buckets_as_are_counted() -> None:
+    arrays: list[weakref.ref[Any]] = []
+    most = 0
+
+    class Nobody(Engines):
+        def call(self, method: Callable[..., Any], *args: Any, deadline: Deadline) -> list[Any]:
+            return []
+
+    class Kept(CpuChannel):
+        """Of whose buckets those that are still referred to are counted; nothing leaves it."""
+
+        def allocate(self, num_bytes: int) -> torch.Tensor:
+            nonlocal most
+            array = np.empty(num_bytes, np.uint8)
+            arrays.append(weakref.ref(array))
+            most = max(most, sum(each() is not None for each in arrays))
+            return torch.from_numpy(array)
+
+        def push(self, bucket: Bucket, payload: torch.Tensor, deadline: Deadline) -> None: ...
+
+    sender = WeightSender(WeightSyncConfig(bucket_mib=1), rank_context("/nowhere", role="policy"))
+    sender.connect_by(Kept(Nobody([])))
+    sender.send(((f"w{i}", torch.zeros(2**18)) for i in range(6)), 1)
+    assert (len(arrays), most) == (6, SENDER_BUCKETS)
+
+
+def test_an_engine_holds_two_buckets_unless_it_reads_them_in_the_object_store() -> None:
+    layer = 2 * QWEN.largest_layer_params
+    for channel, buckets in (("nccl", 2), ("ipc", 2), ("cpu", 0)):
+        memory, _ = engine(sync=(channel, 1e9))
+        assert sum(item.amount for item in memory.working_by_phase["sync"]) == buckets * 1e9 + layer
 
 
 def test_engine_on_cpu_has_the_cache_that_it_is_given() -> None:
