@@ -71,7 +71,7 @@ def estimate(stage: Stage, plan: Plan, machine_bytes: float | None, names: Mappi
     on_cpu = stage.cluster.device == "cpu"
     groups = group_memories(stage, plan, roles, kinds, bucket=_bucket(stage, models))
     machine = machine_memory(plan, roles, machine_bytes) if on_cpu and stage.cluster.address is None else None
-    if not on_cpu and any(kind is None for kind in kinds.values()):
+    if not on_cpu and any(kinds[name] is None for name, group in plan.groups.items() if group.gpus_per_bundle):
         models.unknown.append("the kind of GPU is not given (cluster.gpu): nothing is held against its memory")
     return Estimate(
         roles=roles,
