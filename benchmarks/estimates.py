@@ -152,7 +152,7 @@ def _engine_of(shape: ModelShape, gpu: GPUKind, frac: float, longest: int) -> tu
     rollout = RolloutConfig(dtype="bf16", gpu_memory_frac=frac)
     placed = RolePlan(role="rollout", num_ranks=1, gpus_per_rank=1, threads=1, group="rollout", device="cuda")
     model = EngineModel(shape=shape, rollout=rollout, plan=placed, longest=longest, gpu=gpu)
-    memory, capacity = engine_memory(model, sleeps=False, sync=None)
+    memory, capacity = engine_memory(model, sleeps=False, received=None)
     assert capacity is not None, "the GPU is known"
     return memory, capacity
 

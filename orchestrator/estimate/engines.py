@@ -11,7 +11,7 @@ from orchestrator.estimate.memory import CUDA_PROCESS_BYTES, HOST_PROCESS_BYTES,
 from orchestrator.estimate.numbers import GIB, count_text
 from orchestrator.estimate.records import EngineCapacity, Item, RoleMemory
 from orchestrator.estimate.shapes import ModelShape
-from orchestrator.plan_records import RolePlan, SyncChannel
+from orchestrator.plan_records import RolePlan
 
 CPU_ENGINE_BYTES = 1.0 * GIB
 """Assumed: an engine's process on CPU before its model."""
@@ -19,8 +19,6 @@ ENGINE_WORKING_BYTES = 2.0 * GIB
 """Assumed: what vLLM's profiling run finds an engine to need beside weights and cache, on a GPU."""
 GRAPHS_BYTES = 1.0 * GIB
 """Assumed: vLLM's CUDA graphs, where they are on."""
-RECEIVER_BUCKETS = 2
-"""Of a worker of an engine: the one that comes, and the one before, while vLLM waits for the rest of a layer in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +35,11 @@ class EngineModel:
 
 
 def engine_memory(
-    model: EngineModel, *, sleeps: bool, sync: tuple[SyncChannel, float] | None
+    model: EngineModel, *, sleeps: bool, received: float | None
 ) -> tuple[RoleMemory, EngineCapacity | None]:
     """One GPU of an engine (or the engine on CPU), and what its cache holds; None where the GPU is not known.
 
-    `sync`: channel and bytes of a bucket; None where no weights come.
+    `received`: bytes of a weight sync's buckets that it holds of its own at once; None where no weights come.
     """
     tensor_parallel = model.rollout.tensor_parallel
     d = BYTES[model.rollout.dtype]
@@ -63,7 +61,7 @@ def engine_memory(
     memory = RoleMemory(
         role=model.plan.role,
         resident=resident,
-        working_by_phase={"generate": ()} | ({"sync": _received(model, *sync)} if sync else {}),
+        working_by_phase={"generate": ()} | ({"sync": _received(model, received)} if received is not None else {}),
         sleeps=sleeps and model.plan.device == "cuda",
         asleep_bytes=CUDA_PROCESS_BYTES,
         host=tuple(host),
@@ -71,14 +69,10 @@ def engine_memory(
     return memory, None if cache is None else _capacity(model, cache)
 
 
-def _received(model: EngineModel, channel: SyncChannel, bucket: float) -> tuple[Item, ...]:
-    """Over `cpu` an engine reads buckets where they are in the object store."""
+def _received(model: EngineModel, received: float) -> tuple[Item, ...]:
     layer = BYTES[model.rollout.dtype] * model.shape.largest_layer_params / model.rollout.tensor_parallel
     reload = counted("reload", layer, "a layer's new weights beside its old")
-    if channel == "cpu":
-        return (reload,)
-    note = f"{RECEIVER_BUCKETS} buckets of {bucket / 2**20:.0f} MiB"
-    return counted("weight sync", RECEIVER_BUCKETS * bucket, note), reload
+    return (counted("weight sync", received, "buckets on their way"), reload) if received else (reload,)
 
 
 def _cpu_engine(model: EngineModel, weights: Item) -> tuple[tuple[Item, ...], float | None]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from configs.gpus import GPUKind
 from configs.schema import Stage
 from configs.schema.ppo import PPOStage
-from orchestrator.estimate.memory import STORED_BUCKETS
 from orchestrator.estimate.numbers import GIB
 from orchestrator.estimate.records import GroupMemory, Item, MachineMemory, RoleMemory
 from orchestrator.plan_records import GroupPlan, Plan, PPOPlan
@@ -26,9 +25,9 @@ def group_memories(
     roles: Mapping[str, RoleMemory],
     kinds: Mapping[str, GPUKind | None],
     *,
-    bucket: float,
+    stored: float,
 ) -> dict[str, GroupMemory]:
-    """Each group whose roles are all known; function workers' groups are left out. `bucket`: bytes of one of a weight sync."""
+    """Each group whose roles are all known; function workers' groups are left out. `stored`: bytes of a weight sync in the object store."""
     gpus = {
         name: own.gpu if (own := stage.cluster.groups.get(name)) and own.gpu else stage.cluster.gpu
         for name in plan.groups
@@ -50,7 +49,7 @@ def group_memories(
                 for phase in phases
             ),
             host_bytes_per_bundle=sum(role.host_bytes * per_bundle[role.role] for role in known),
-            shared_bytes_per_bundle=_shared(stage, plan, group, bucket),
+            shared_bytes_per_bundle=_shared(stage, plan, group, stored),
         )
     return found
 
@@ -100,7 +99,7 @@ def _ranks_per_bundle(plan: Plan, group: GroupPlan) -> dict[str, int]:
     return {role: plan.roles[role].num_ranks // group.num_bundles for role in group.roles}
 
 
-def _shared(stage: Stage, plan: Plan, group: GroupPlan, bucket: float) -> float:
+def _shared(stage: Stage, plan: Plan, group: GroupPlan, weights: float) -> float:
     """A bundle's part of Ray's object store, at its worst: of a step's trajectories, and buckets of weights over channel `cpu`."""
     if not isinstance(stage, PPOStage) or not isinstance(plan, PPOPlan):
         return 0.0
@@ -110,7 +109,7 @@ def _shared(stage: Stage, plan: Plan, group: GroupPlan, bucket: float) -> float:
         part = math.ceil(len(plan.waves) / group.num_bundles) / len(plan.waves)
     stored = part * plan.trajectories_per_step * longest * STORED_BYTES_PER_TOKEN
     if plan.sync_channel == "cpu" and {"policy", "rollout"} & set(group.roles):
-        stored += STORED_BUCKETS * bucket
+        stored += weights
     return stored
 
 

@@ -48,6 +48,9 @@ STORED_BUCKETS = IN_FLIGHT + 1
 """In Ray's object store, over channel `cpu`: those under way, and the one before, while an engine waits for the rest of a layer in it."""
 SENDER_BUCKETS = 2
 """Of rank 0's own: one that it fills while it still has the one before."""
+RECEIVER_BUCKETS = {"nccl": 2, "ipc": 2, "cpu": 0}
+"""Of an engine's worker: the one that comes, and the one before, while vLLM waits for the rest of a layer in it. Over `cpu` it reads them
+in the object store."""
 
 Device = Literal["cpu", "cuda"]
 
@@ -283,17 +286,21 @@ def _step(model: TrainedModel) -> tuple[Item, ...]:
 
 def sync_memory(policy: TrainedModel, sync: WeightSyncConfig, channel: SyncChannel) -> tuple[Item, ...]:
     """Of the policy's rank 0, which sends (over `ipc` every rank does). Over `cpu` buckets are in the node's memory."""
-    bucket = bucket_bytes(sync, policy.shape, policy.engine.dtype)
-    stored = STORED_BUCKETS if policy.device == "cpu" else 0
-    buckets = {"ipc": 1, "nccl": SENDER_BUCKETS, "cpu": stored and SENDER_BUCKETS + stored}[channel]
+    amounts = [bucket_bytes(sync, policy.shape, policy.engine.dtype, 1 if channel == "ipc" else SENDER_BUCKETS)]
+    if channel == "cpu":
+        amounts.append(bucket_bytes(sync, policy.shape, policy.engine.dtype, STORED_BUCKETS))
     items = []
-    if buckets:
-        items.append(counted("weight sync", buckets * bucket, f"{buckets} buckets of {bucket / MIB:.0f} MiB"))
+    if channel != "cpu" or policy.device == "cpu":
+        items.append(counted("weight sync", sum(amounts), "buckets on their way"))
     if policy.engine.zero_stage == 3 and policy.num_ranks > 1:
         largest = policy.bytes_per_param * policy.shape.largest_tensor
         items.append(counted("gathered", max(GATHER_BYTES, largest), "parameters whole for weights out"))
     return tuple(items)
 
 
-def bucket_bytes(sync: WeightSyncConfig, shape: ModelShape, dtype: str) -> float:
-    return max(sync.bucket_mib * MIB, BYTES[dtype] * shape.largest_tensor)
+def bucket_bytes(sync: WeightSyncConfig, shape: ModelShape, dtype: str, num: int) -> float:
+    """`num` buckets in a row. A tensor that is larger than a bucket has one of its own size; embedding and head, by far the largest, are
+    not neighbours."""
+    d, own = BYTES[dtype], sync.bucket_mib * MIB
+    inner = max(layer.largest_tensor for layer in shape.layers)
+    return max(own, d * shape.largest_tensor) + (num - 1) * max(own, d * inner)

@@ -27,6 +27,7 @@ from orchestrator.estimate.memory import (
     CUDA_PROCESS_BYTES,
     GATHER_BYTES,
     IN_FLIGHT,
+    RECEIVER_BUCKETS,
     SENDER_BUCKETS,
     TrainedModel,
     frozen_memory,
@@ -171,15 +172,22 @@ def test_a_tensor_larger_than_a_bucket_travels_alone() -> None:
     # the embedding of Qwen3-8B: 151,936 x 4,096 x 2 bytes
     embedding, sync = 151_936 * 4_096 * 2, WeightSyncConfig(bucket_mib=256)
     (buckets, gathered) = sync_memory(model(), sync, "nccl")
-    assert (buckets.amount, gathered.amount) == (2 * embedding, embedding)
+    assert (buckets.amount, gathered.amount) == (embedding + 256 * 2**20, embedding)
     assert sync_memory(model(zero_stage=2), sync, "ipc")[0].amount == embedding
     # over channel `cpu` they are in the node; on a machine without GPUs that is where the rank is, and the object store too
     assert sync_memory(model(zero_stage=2), sync, "cpu") == ()
-    assert sync_memory(model(zero_stage=2, device="cpu"), sync, "cpu")[0].amount == (2 + 3) * embedding
+    assert (
+        sync_memory(model(zero_stage=2, device="cpu"), sync, "cpu")[0].amount == 2 * embedding + (1 + 2) * 256 * 2**20
+    )
 
 
 def engine(
-    gpu: str | None = "h100-80gb", *, tensor_parallel: int = 1, longest: int = 2048, sync: Any = None, **rollout: Any
+    gpu: str | None = "h100-80gb",
+    *,
+    tensor_parallel: int = 1,
+    longest: int = 2048,
+    received: float | None = None,
+    **rollout: Any,
 ) -> Any:
     settings = RolloutConfig.model_validate({"dtype": "bf16", "tensor_parallel": tensor_parallel} | rollout)
     placed = RolePlan(
@@ -193,7 +201,7 @@ def engine(
     return engine_memory(
         EngineModel(shape=QWEN, rollout=settings, plan=placed, longest=longest, gpu=gpu_kind(gpu) if gpu else None),
         sleeps=False,
-        sync=sync,
+        received=received,
     )
 
 
@@ -251,9 +259,10 @@ def test_a_sender_holds_as_many_buckets_as_are_counted() -> None:
 
 def test_an_engine_holds_two_buckets_unless_it_reads_them_in_the_object_store() -> None:
     layer = 2 * QWEN.largest_layer_params
-    for channel, buckets in (("nccl", 2), ("ipc", 2), ("cpu", 0)):
-        memory, _ = engine(sync=(channel, 1e9))
-        assert sum(item.amount for item in memory.working_by_phase["sync"]) == buckets * 1e9 + layer
+    for received in (3e9, 0):
+        memory, _ = engine(received=received)
+        assert sum(item.amount for item in memory.working_by_phase["sync"]) == received + layer
+    assert RECEIVER_BUCKETS == {"nccl": 2, "ipc": 2, "cpu": 0}
 
 
 def test_engine_on_cpu_has_the_cache_that_it_is_given() -> None:
