@@ -17,6 +17,7 @@ from configs.errors import ConfigError
 from configs.load import load_config
 from orchestrator import cli
 from orchestrator.estimate.fits import check_fits
+from orchestrator.estimate.groups import STORED_BYTES_PER_TOKEN
 from orchestrator.estimate.model_files import find_model
 from orchestrator.estimate.preflight import check_memory, plan_stages
 from orchestrator.estimate.records import Estimate, Item, Suggestion
@@ -113,6 +114,19 @@ def test_groups_of_their_own_never_sleep(config: Path) -> None:
     # the critic still updates while the policy syncs
     sync = next(phase for phase in found.groups["all"].phases if phase.name == "sync")
     assert sync.note == "policy works, critic works, reference waits"
+
+
+def test_a_bundle_stores_its_part_of_a_steps_trajectories_and_buckets_of_weights(config: Path) -> None:
+    many = ("ppo.prompts_per_step=40", "rollout.prompts_per_wave=8", "rollout.group=e", "rollout.num_engines=2")
+    found, plan = estimated(config, *many, "policy.placement.group=p", "policy.placement.num_ranks=4")
+    whole = plan.trajectories_per_step * (512 + 128) * STORED_BYTES_PER_TOKEN
+    # 5 waves over 2 engines: 3 and 2
+    assert found.groups["e"].shared_bytes_per_bundle == pytest.approx(whole * 3 / 5)
+    assert found.groups["p"].shared_bytes_per_bundle == pytest.approx(whole / 4)
+    by_store, _ = estimated(config, *many, "weight_sync.channel=cpu")
+    # Qwen2.5 1.5B: an embedding of 151,936 x 1,536 in bf16, and two buckets of 256 MiB
+    weights = 151_936 * 1536 * 2 + 2 * 256 * 2**20
+    assert by_store.groups["e"].shared_bytes_per_bundle == pytest.approx(whole * 3 / 5 + weights)
 
 
 def test_groups_of_different_gpus_are_held_against_their_own(config: Path) -> None:
