@@ -14,7 +14,8 @@ from configs.gpus import GPUKind, gpu_kind
 from configs.schema.engine import EngineConfig
 from configs.schema.rollout import RolloutConfig
 from orchestrator.estimate.activations import layer_bytes
-from orchestrator.estimate.memory import EngineModel, TrainedModel, engine_memory, trained_memory
+from orchestrator.estimate.engines import EngineModel, engine_memory
+from orchestrator.estimate.memory import TrainedModel, trained_memory
 from orchestrator.estimate.model_files import find_model
 from orchestrator.estimate.records import EngineCapacity, Item, RoleMemory
 from orchestrator.estimate.shapes import ModelShape, model_shape
@@ -151,7 +152,7 @@ def _engine_of(shape: ModelShape, gpu: GPUKind, frac: float, longest: int) -> tu
     rollout = RolloutConfig(dtype="bf16", gpu_memory_frac=frac)
     placed = RolePlan(role="rollout", num_ranks=1, gpus_per_rank=1, threads=1, group="rollout", device="cuda")
     model = EngineModel(shape=shape, rollout=rollout, plan=placed, longest=longest, gpu=gpu)
-    memory, capacity = engine_memory(model, sleeps=False, bucket=None)
+    memory, capacity = engine_memory(model, sleeps=False, received=None)
     assert capacity is not None, "the GPU is known"
     return memory, capacity
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.base import (
@@ -18,6 +19,7 @@ from orchestrator.commands.base import (
 )
 
 if TYPE_CHECKING:
+    from orchestrator.estimate.preflight import PlannedStage
     from orchestrator.estimate.steps import Lengths
 
 STAGES = ("pretrain", "sft", "rank", "reward", "dpo", "ppo", "pipeline")
@@ -100,6 +102,7 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from configs.load import load_config
+    from orchestrator.estimate.fits import check_fits
     from orchestrator.estimate.picture import check_picture, write_pictures
     from orchestrator.estimate.preflight import plan_stages
 
@@ -115,7 +118,13 @@ def _plan(arguments: argparse.Namespace) -> None:
         from orchestrator.estimate.describe import planned_json
 
         print(json.dumps(planned_json(config, planned), indent=2))
-        return
+    else:
+        _show_plan(planned)
+    for name, stage in planned.items():
+        check_fits(stage.estimate, stage.plan, stage=name)
+
+
+def _show_plan(planned: Mapping[str, PlannedStage]) -> None:
     from orchestrator.estimate.describe import describe_estimate
     from orchestrator.estimate.describe_time import describe_time, total_line
     from orchestrator.plan import describe_plan
@@ -123,6 +132,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     out = console()
     for name, stage in planned.items():
         out.print(f"stage {name} on {stage.where}")
+        if stage.refusal is not None:
+            out.print(stage.refusal, soft_wrap=True)
         out.print(describe_plan(stage.plan), "")
         out.print(describe_estimate(stage.estimate, stage.plan), "")
         out.print(describe_time(stage.estimate))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import Config, Pipeline
+from orchestrator.estimate.numbers import GIB
 from orchestrator.estimate.preflight import PlannedStage
 from orchestrator.estimate.records import Estimate, RoleMemory
 from orchestrator.plan_records import Plan
@@ -14,8 +15,6 @@ from orchestrator.plan_records import Plan
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-
-GIB = 1024**3
 
 
 def describe_estimate(estimate: Estimate, plan: Plan) -> RenderableType:
@@ -83,8 +82,10 @@ def machine_lines(estimate: Estimate) -> list[str]:
     if machine is None or not estimate.roles:
         return []
     listed = ", ".join(f"{phase.name} {_gib(phase.amount)}" for phase in machine.phases)
-    has = f" of {_gib(machine.limit_bytes)}" if machine.limit_bytes is not None else ""
-    return [f"memory of this machine in GiB, all ranks together: {listed}; at most {_gib(machine.peak.amount)}{has}"]
+    which, has = (
+        ("the machine", "") if machine.limit_bytes is None else ("this machine", f" of {_gib(machine.limit_bytes)}")
+    )
+    return [f"memory of {which} in GiB, all ranks together: {listed}; at most {_gib(machine.peak.amount)}{has}"]
 
 
 def engine_lines(estimate: Estimate) -> list[str]:
@@ -97,8 +98,16 @@ def engine_lines(estimate: Estimate) -> list[str]:
 
 
 def planned_json(config: Config, planned: Mapping[str, PlannedStage]) -> dict[str, Any]:
-    """Each stage's plan with `estimate` beside its own keys, in bytes and seconds; of a pipeline by the stages' names."""
-    found = {name: {**asdict(stage.plan), "estimate": asdict(stage.estimate)} for name, stage in planned.items()}
+    """Every stage's plan with `where`, `refusal` and `estimate` (bytes, seconds) beside its own keys; a pipeline's by name."""
+    found = {
+        name: {
+            **asdict(stage.plan),
+            "where": stage.where,
+            "refusal": stage.refusal,
+            "estimate": asdict(stage.estimate),
+        }
+        for name, stage in planned.items()
+    }
     return found if isinstance(config, Pipeline) else next(iter(found.values()))
 
 

@@ -20,12 +20,13 @@ from configs.schema.engine import FrozenConfig, TrainerConfig
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.reward import RewardStage
+from orchestrator.estimate.engines import EngineModel, engine_memory
 from orchestrator.estimate.groups import group_memories, machine_memory, tight_fits
 from orchestrator.estimate.memory import (
-    EngineModel,
+    RECEIVER_BUCKETS,
+    STORED_BUCKETS,
     TrainedModel,
     bucket_bytes,
-    engine_memory,
     frozen_memory,
     sync_memory,
     trained_memory,
@@ -70,9 +71,9 @@ def estimate(stage: Stage, plan: Plan, machine_bytes: float | None, names: Mappi
         assert isinstance(plan, SupervisedPlan)
         roles, engines = _supervised(stage, plan, models)
     on_cpu = stage.cluster.device == "cpu"
-    groups = group_memories(stage, plan, roles, kinds)
+    groups = group_memories(stage, plan, roles, kinds, stored=_buckets(stage, models, STORED_BUCKETS))
     machine = machine_memory(plan, roles, machine_bytes) if on_cpu and stage.cluster.address is None else None
-    if not on_cpu and any(kind is None for kind in kinds.values()):
+    if not on_cpu and any(kinds[name] is None for name, group in plan.groups.items() if group.gpus_per_bundle):
         models.unknown.append("the kind of GPU is not given (cluster.gpu): nothing is held against its memory")
     return Estimate(
         roles=roles,
@@ -158,8 +159,8 @@ def _ppo(stage: PPOStage, plan: PPOPlan, kinds: Mapping[str, GPUKind | None], mo
         if isinstance(section, FrozenConfig):
             roles[role] = frozen_memory(found)
             continue
-        sync = sync_memory(found, stage.weight_sync, plan.sync_channel) if role == "policy" else ()
-        roles[role] = trained_memory(found, sleeps=plan.rollout_shares_gpu, sync=sync)
+        sent = sync_memory(found, stage.weight_sync, plan.sync_channel) if role == "policy" else ()
+        roles[role] = trained_memory(found, sleeps=plan.rollout_shares_gpu, sync=sent)
     engines: dict[str, EngineCapacity] = {}
     shape = models.shape("rollout", policy)
     if shape is not None:
@@ -170,10 +171,19 @@ def _ppo(stage: PPOStage, plan: PPOPlan, kinds: Mapping[str, GPUKind | None], mo
             longest=stage.data.max_prompt_tokens + stage.rollout.max_response_tokens,
             gpu=kinds[plan.roles["rollout"].group],
         )
-        bucket = bucket_bytes(stage.weight_sync, shape, stage.policy.engine.dtype)
-        roles["rollout"], capacity = engine_memory(engine, sleeps=plan.rollout_shares_gpu, bucket=bucket)
+        received = _buckets(stage, models, RECEIVER_BUCKETS[plan.sync_channel])
+        roles["rollout"], capacity = engine_memory(engine, sleeps=plan.rollout_shares_gpu, received=received)
         engines = {} if capacity is None else {"rollout": capacity}
     return roles, engines
+
+
+def _buckets(stage: Stage, models: _Models, num: int) -> float:
+    """Bytes of so many of a weight sync's; 0 where there is none, or the model is not known."""
+    if not isinstance(stage, PPOStage) or num == 0:
+        return 0.0
+    assert stage.policy.model is not None
+    shape = models.shape("rollout", stage.policy.model)
+    return bucket_bytes(stage.weight_sync, shape, stage.policy.engine.dtype, num) if shape else 0.0
 
 
 def _rank(stage: RankStage, plan: RankPlan, kinds: Mapping[str, GPUKind | None], models: _Models) -> Memories:
@@ -188,7 +198,7 @@ def _rank(stage: RankStage, plan: RankPlan, kinds: Mapping[str, GPUKind | None],
         longest=stage.data.max_prompt_tokens + stage.rollout.max_response_tokens,
         gpu=kinds[plan.roles["rollout"].group],
     )
-    memory, capacity = engine_memory(engine, sleeps=False, bucket=None)
+    memory, capacity = engine_memory(engine, sleeps=False, received=None)
     return {"rollout": memory}, {} if capacity is None else {"rollout": capacity}
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from configs.errors import ConfigError, Problem
 from orchestrator.estimate.groups import asleep, needs, working_items
+from orchestrator.estimate.numbers import GIB
 from orchestrator.estimate.records import Estimate, Item, RoleMemory
 from orchestrator.plan_records import Plan
 
-GIB = 1024**3
 LARGEST = 6
 """Items of a role that a message lists; the rest is summed up."""
 OVERRULE = "`--skip-memory-check` starts it all the same"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from configs.gpus import GPUKind
 from configs.schema import Stage
 from configs.schema.ppo import PPOStage
+from orchestrator.estimate.numbers import GIB
 from orchestrator.estimate.records import GroupMemory, Item, MachineMemory, RoleMemory
 from orchestrator.plan_records import GroupPlan, Plan, PPOPlan
 
 PHASES = ("generate", "score", "update", "sync")
-GIB = 1024**3
 TIGHT_FRAC = 0.05
 """A peak that leaves less than this part of a GPU is worth a warning."""
 STORED_BYTES_PER_TOKEN = 32
@@ -19,9 +20,14 @@ STORED_BYTES_PER_TOKEN = 32
 
 
 def group_memories(
-    stage: Stage, plan: Plan, roles: Mapping[str, RoleMemory], kinds: Mapping[str, GPUKind | None]
+    stage: Stage,
+    plan: Plan,
+    roles: Mapping[str, RoleMemory],
+    kinds: Mapping[str, GPUKind | None],
+    *,
+    stored: float,
 ) -> dict[str, GroupMemory]:
-    """Each group whose roles are all known; function workers' groups are left out."""
+    """Each group whose roles are all known; function workers' groups are left out. `stored`: bytes of a weight sync in the object store."""
     gpus = {
         name: own.gpu if (own := stage.cluster.groups.get(name)) and own.gpu else stage.cluster.gpu
         for name in plan.groups
@@ -43,7 +49,7 @@ def group_memories(
                 for phase in phases
             ),
             host_bytes_per_bundle=sum(role.host_bytes * per_bundle[role.role] for role in known),
-            shared_bytes_per_bundle=_shared(stage, plan, group),
+            shared_bytes_per_bundle=_shared(stage, plan, group, stored),
         )
     return found
 
@@ -93,14 +99,17 @@ def _ranks_per_bundle(plan: Plan, group: GroupPlan) -> dict[str, int]:
     return {role: plan.roles[role].num_ranks // group.num_bundles for role in group.roles}
 
 
-def _shared(stage: Stage, plan: Plan, group: GroupPlan) -> float:
-    """Ray's object store on the group's node, at its worst: a step's trajectories, and buckets of weights over channel `cpu`."""
+def _shared(stage: Stage, plan: Plan, group: GroupPlan, weights: float) -> float:
+    """A bundle's part of Ray's object store, at its worst: of a step's trajectories, and buckets of weights over channel `cpu`."""
     if not isinstance(stage, PPOStage) or not isinstance(plan, PPOPlan):
         return 0.0
     longest = stage.data.max_prompt_tokens + stage.rollout.max_response_tokens
-    stored = float(plan.trajectories_per_step * longest * STORED_BYTES_PER_TOKEN)
+    part = 1 / group.num_bundles
+    if "rollout" in group.roles:  # an engine generates whole waves, and keeps them until the step's end
+        part = math.ceil(len(plan.waves) / group.num_bundles) / len(plan.waves)
+    stored = part * plan.trajectories_per_step * longest * STORED_BYTES_PER_TOKEN
     if plan.sync_channel == "cpu" and {"policy", "rollout"} & set(group.roles):
-        stored += 3 * stage.weight_sync.bucket_mib * 1024**2
+        stored += weights
     return stored
 
 

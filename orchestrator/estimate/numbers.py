@@ -23,6 +23,11 @@ def number_text(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
+def count_text(number: float) -> str:
+    """`8.19e9`"""
+    return f"{number:.3g}" if number < 1e5 else f"{number:.2e}".replace("e+0", "e").replace("e+", "e")
+
+
 def gib_text(num_bytes: float) -> str:
     """`71.2 GiB`."""
     return f"{num_bytes / GIB:.1f} GiB"

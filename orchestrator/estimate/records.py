@@ -69,7 +69,7 @@ class GroupMemory:
     host_bytes_per_bundle: float
     """Of all its ranks in the node's memory."""
     shared_bytes_per_bundle: float
-    """Of them in shared memory: Ray's object store and what travels through it."""
+    """Of /dev/shm, at its worst: its part of a step's trajectories in Ray's object store, and of weights that travel through it."""
 
     @property
     def peak(self) -> Item:

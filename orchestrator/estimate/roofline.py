@@ -13,14 +13,13 @@ from configs.gpus import GPUKind
 from configs.schema.engine import EngineConfig
 from configs.schema.rollout import RolloutConfig
 from orchestrator.estimate.efficiencies import Efficiencies
+from orchestrator.estimate.memory import held
 from orchestrator.estimate.work import BYTES, Batch, Head, ModelWork, Passes, flops
 
 GRADIENT_BYTES = 4
 """Of a gradient on its way: the engine reduces in fp32."""
 ADAM_BYTES = 30
 """A parameter of one AdamW step: master and two moments read and written in fp32, the gradient read, the bf16 weight written."""
-STATE_BYTES = 12
-"""A parameter's fp32 master and two moments."""
 MAX_NUM_SEQS = 256
 """Sequences that an engine decodes at once, at most (actors/rollout_backend.py)."""
 PROBE_PROMPTS = 4
@@ -123,11 +122,11 @@ class Sharded:
         return learned.then(reduced, self._optimizer())
 
     def move(self) -> Duration:
-        """Weights, masters and moments of a rank between GPU and host."""
-        shards = self.num_ranks if self.engine.zero_stage > 0 else 1
-        held = self.weight_bytes + STATE_BYTES * self.work.total_parameters / shards
+        """Of what a rank holds, one way between GPU and host."""
+        items = held(self.work.total_parameters, self.engine, self.num_ranks, "cuda")
+        moved = sum(item.amount for item in items)
         return Duration(
-            seconds=held / self.hardware.pcie_bytes_per_s(), bound="network", note=f"{held / 1e9:.1f} GB over PCIe"
+            seconds=moved / self.hardware.pcie_bytes_per_s(), bound="network", note=f"{moved / 1e9:.1f} GB over PCIe"
         )
 
     def _gathers(self, count: int) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from configs.errors import Problem
 from configs.schema import Stage, SupervisedStage
@@ -261,7 +261,9 @@ def _scoring(step: _PPO, num_prompts: int) -> dict[str, Duration]:
 
 def _updates(step: _PPO, role: str) -> Duration:
     minibatch = step.models[role].update(step.batch(role, step.plan.trajectories_per_minibatch))
-    return minibatch.times(step.plan.updates_per_step)
+    count = step.plan.updates_per_step
+    note = f"{count} updates, each: {minibatch.note}" if count > 1 else minibatch.note
+    return replace(minibatch.times(count), note=note)
 
 
 def _trainers_turn(step: _PPO, tasks: _Tasks, generated: Sequence[int]) -> list[int]:

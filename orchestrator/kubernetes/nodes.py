@@ -18,9 +18,9 @@ from configs.schema import Stage
 from configs.schema.kubernetes import CPU_GROUP, HEAD_GROUP, TolerationConfig
 from configs.schema.ppo import PPOStage
 from configs.schema.run import ClusterConfig
+from orchestrator.estimate.numbers import GIB
 from orchestrator.plan_records import GroupPlan, Plan, RolePlan
 
-GIB = 2**30
 CPUS_PER_GPU = 8
 """A data loader, a tokenizer and the launching thread of each role on a GPU, and Ray's processes; nodes of 8 have 96 and more."""
 MEMORY_PER_GPU_GIB = 64

@@ -28,6 +28,12 @@ def test_the_models_have_their_published_sizes(model: str, parameters: float) ->
     assert MODELS[model].total_parameters == pytest.approx(parameters, rel=2e-3)
 
 
+def test_one_sequence_takes_what_its_share_of_the_bandwidth_was_taken_from() -> None:
+    """`Efficiencies.decode` comes from these: what is counted as read, and what a step costs beside, must be the same in both."""
+    single = [each for each in DECODED if each.response == 0 and each.batch == 1]
+    assert [each.estimated() / each.published for each in single] == pytest.approx([1, 1], abs=0.02)
+
+
 def test_most_published_figures_are_met_within_a_factor_of_two() -> None:
     ratios = [each.estimated() / each.published for each in (*TRAINED, *DECODED)]
     assert len(ratios) == 30

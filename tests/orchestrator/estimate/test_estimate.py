@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from configs.errors import ConfigError
 from configs.load import load_config
 from orchestrator import cli
 from orchestrator.estimate.fits import check_fits
+from orchestrator.estimate.groups import STORED_BYTES_PER_TOKEN
 from orchestrator.estimate.model_files import find_model
 from orchestrator.estimate.preflight import check_memory, plan_stages
 from orchestrator.estimate.records import Estimate, Item, Suggestion
@@ -34,11 +36,11 @@ cluster: {device: cuda, gpu: h100-80gb, address: auto}
 data: {path: p.jsonl}
 policy:
   model: Qwen/Qwen2.5-1.5B-Instruct
-  engine: {dtype: bf16, zero_stage: 2}
+  engine: {dtype: bf16, zero_stage: 2, activation_checkpointing: true}
   placement: {group: all}
 critic:
   init_from: policy
-  engine: {dtype: bf16, zero_stage: 2}
+  engine: {dtype: bf16, zero_stage: 2, activation_checkpointing: true}
   placement: {group: all}
 reference: {engine: {dtype: bf16}, placement: {group: all}}
 reward: {functions: [{function: "examples.bandit:pays"}]}
@@ -112,6 +114,19 @@ def test_groups_of_their_own_never_sleep(config: Path) -> None:
     # the critic still updates while the policy syncs
     sync = next(phase for phase in found.groups["all"].phases if phase.name == "sync")
     assert sync.note == "policy works, critic works, reference waits"
+
+
+def test_a_bundle_stores_its_part_of_a_steps_trajectories_and_buckets_of_weights(config: Path) -> None:
+    many = ("ppo.prompts_per_step=40", "rollout.prompts_per_wave=8", "rollout.group=e", "rollout.num_engines=2")
+    found, plan = estimated(config, *many, "policy.placement.group=p", "policy.placement.num_ranks=4")
+    whole = plan.trajectories_per_step * (512 + 128) * STORED_BYTES_PER_TOKEN
+    # 5 waves over 2 engines: 3 and 2
+    assert found.groups["e"].shared_bytes_per_bundle == pytest.approx(whole * 3 / 5)
+    assert found.groups["p"].shared_bytes_per_bundle == pytest.approx(whole / 4)
+    by_store, _ = estimated(config, *many, "weight_sync.channel=cpu")
+    # Qwen2.5 1.5B: an embedding of 151,936 x 1,536 in bf16, and two buckets of 256 MiB
+    weights = 151_936 * 1536 * 2 + 2 * 256 * 2**20
+    assert by_store.groups["e"].shared_bytes_per_bundle == pytest.approx(whole * 3 / 5 + weights)
 
 
 def test_groups_of_different_gpus_are_held_against_their_own(config: Path) -> None:
@@ -245,6 +260,8 @@ def test_gpus_of_no_known_kind_are_said(config: Path) -> None:
     found, _ = estimated(config, "cluster.gpu=null")
     assert "the kind of GPU is not given (cluster.gpu): nothing is held against its memory" in found.unknown
     assert found.groups["all"].limit_bytes is None
+    # the workers of reward functions have none
+    assert estimated(config)[0].unknown == ()
 
 
 def test_tight_fit_is_a_warning(config: Path) -> None:
@@ -299,12 +316,56 @@ def test_plan_as_json_has_the_estimate_beside_the_plan(config: Path, capsys: pyt
     assert [phase["name"] for phase in group["phases"]] == ["generate", "score", "update", "sync"]
 
 
+def test_plan_ends_with_the_refusal_of_what_does_not_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for extra in ([], ["--json"]):
+        assert cli.main(["plan", str(config), "cluster.gpu=l4", *extra]) == 2
+        shown = capsys.readouterr()
+        assert ("memory of each GPU in GiB" in shown.out) if not extra else json.loads(shown.out)["estimate"]["groups"]
+        assert shown.err.startswith(
+            "preceptor: stage ppo does not fit (`--skip-memory-check` starts it all the same):\n"
+        )
+        assert "memory of group 'all': needs " in shown.err
+
+
 def test_plan_for_gpus_that_this_machine_has_not(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("orchestrator.machine.NVIDIA_GPUS", Path("/nowhere"))
+    none = "`preceptor run` would refuse it on this machine: cluster.device: got 'cuda'; allowed: 'cpu': this machine has no GPU"
     assert cli.main(["plan", str(config), "cluster.address=null"]) == 0
-    assert "stage ppo on GPUs of kind h100-80gb (this machine has none)" in capsys.readouterr().out
-    assert cli.main(["plan", str(config), "cluster.address=null", "cluster.gpu=null"]) == 2
-    assert "this machine has no GPU" in capsys.readouterr().err
+    assert capsys.readouterr().out.startswith(f"stage ppo on GPUs of kind h100-80gb, not on this machine\n{none}\n")
+    assert cli.main(["plan", str(config), "cluster.address=null", "cluster.gpu=null"]) == 0
+    assert "stage ppo on GPUs of kind (not given), not on this machine" in capsys.readouterr().out
+    assert cli.main(["run", str(config), "cluster.address=null"]) == 2
+    assert capsys.readouterr().err == (
+        "preceptor: stage ppo can't run on this machine:\n"
+        "  cluster.device: got 'cuda'; allowed: 'cpu': this machine has no GPU\n"
+    )
+
+
+def test_plan_for_more_gpus_than_this_machine_has(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (config.parent / "gpus" / "one").mkdir(parents=True)
+    monkeypatch.setattr("orchestrator.machine.NVIDIA_GPUS", config.parent / "gpus")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert cli.main(["plan", str(config), "cluster.address=null"]) == 0
+    assert re.match(r"stage ppo on this machine \(\d+ cores, 1 GPUs\)\nrole ", capsys.readouterr().out)
+    two = ["cluster.address=null", "rollout.group=engines"]
+    takes = "cluster.device: the groups take 2 GPUs (all 1 + engines 1); allowed: 1: this machine has no more"
+    assert cli.main(["plan", str(config), *two]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("stage ppo on GPUs of kind h100-80gb, not on this machine\n")
+    assert f"`preceptor run` would refuse it on this machine: {takes}" in shown
+    assert cli.main(["plan", str(config), *two, "--json"]) == 0
+    assert takes in json.loads(capsys.readouterr().out)["refusal"]
+    assert cli.main(["run", str(config), *two]) == 2
+    assert takes in capsys.readouterr().err
+
+
+def test_plan_of_a_cpu_stage_for_more_cores_than_this_machine_has(config: Path, capsys: Any) -> None:
+    many = ["cluster.address=null", "cluster.device=cpu", "cluster.num_cpus=9999"]
+    assert cli.main(["plan", str(config), *many]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("stage ppo on a larger machine than this one\n")
+    assert "cluster.num_cpus: got 9999; allowed: at most " in shown
+    assert re.search(r"all ranks together: generate [^;]+; at most [\d.]+\n", shown)  # held against no machine's memory
 
 
 def test_plan_answers_within_two_seconds_without_torch_or_ray(config: Path) -> None:

@@ -1,29 +1,47 @@
 """Memory of a rank: worked out by hand, and what must hold whatever the config."""
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import actors.engine.engine
+import actors.weight_sync.channel
+from actors.engine.sharding import CPU_BUCKET_ELEMENTS, CUDA_BUCKET_ELEMENTS
+from actors.weight_sync.bucket import Bucket
+from actors.weight_sync.channel import Deadline, Engines
+from actors.weight_sync.cpu import CpuChannel
+from actors.weight_sync.sender import WeightSender
 from configs.gpus import gpu_kind
 from configs.schema.engine import EngineConfig
 from configs.schema.rollout import RolloutConfig, WeightSyncConfig
 from orchestrator.estimate.activations import layer_bytes, logits_bytes, saved_bytes
+from orchestrator.estimate.engines import ENGINE_WORKING_BYTES, EngineModel, engine_memory
 from orchestrator.estimate.memory import (
+    BUCKET_ELEMENTS,
     CUDA_PROCESS_BYTES,
-    ENGINE_WORKING_BYTES,
-    EngineModel,
+    GATHER_BYTES,
+    IN_FLIGHT,
+    RECEIVER_BUCKETS,
+    SENDER_BUCKETS,
     TrainedModel,
-    engine_memory,
     frozen_memory,
     sync_memory,
     trained_memory,
 )
 from orchestrator.estimate.model_files import find_model
 from orchestrator.estimate.records import RoleMemory
+from orchestrator.estimate.roofline import Sharded
 from orchestrator.estimate.shapes import model_shape
+from orchestrator.estimate.work import work_of
 from orchestrator.plan_records import RolePlan
+from tests.orchestrator.estimate.step_cases import hardware
+from tests.rank_contexts import rank_context
 
 GIB = 2**30
 QWEN = find_model("Qwen/Qwen3-8B").shape
@@ -121,19 +139,56 @@ def test_sleeping_trainer_leaves_its_context_alone() -> None:
     assert (on_cpu.sleeps, on_cpu.host) == (False, ())
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_turn_moves_what_sleeps(stage: int, dtype: str, offload: bool) -> None:
+    """The bytes of time's turn are those that memory puts into the node, whatever the stage; by hand for those that can sleep."""
+    slow = hardware(pcie_bytes_per_s=1.0)
+    for scalar in (False, True):
+        asleep = model(zero_stage=stage, dtype=dtype, offload_optimizer=offload, scalar=scalar)
+        (moved,) = (item.amount for item in trained_memory(asleep, sleeps=True).host if item.name == "asleep")
+        work = work_of(QWEN, "scalar" if scalar else "vocabulary")
+        timed = Sharded(work=work, engine=asleep.engine, num_ranks=8, head="vocabulary", hardware=slow)
+        assert timed.move().seconds == pytest.approx(moved)
+        by_hand = {(0, "fp32"): 12, (1, "fp32"): 4 + 12 / 8, (2, "fp32"): 4 + 12 / 8, (2, "bf16"): 2 + 12 / 8}
+        if (stage, dtype) in by_hand and not offload:
+            assert moved == pytest.approx(by_hand[stage, dtype] * asleep.params)
+
+
+def test_bf16_gradients_of_stage_1_are_there_while_the_optimizer_steps() -> None:
+    """DeepSpeed's BF16_Optimizer frees them after the step: 4 bytes of AdamW's and 2 of theirs, more than a backward pass of one token."""
+    few = model(num_ranks=1, zero_stage=1, micro_batch_tokens=1, scalar=True)
+    stepping = {item.name: item.amount for item in trained_memory(few, sleeps=False).working_by_phase["update"]}
+    assert stepping == {"optimizer step": 4 * few.params, "gradients bf16": 2 * few.params}
+
+
 def test_frozen_model_holds_its_weights() -> None:
     memory = frozen_memory(model(zero_stage=0, num_ranks=2))
     assert amounts(memory) == {"parameters": 2 * QWEN.num_params, "process": CUDA_PROCESS_BYTES}
 
 
 def test_a_tensor_larger_than_a_bucket_travels_alone() -> None:
-    # the embedding of Qwen3-8B: 151,936 x 4,096 x 2 bytes; three of them under way
-    (buckets, gathered) = sync_memory(model(), WeightSyncConfig(bucket_mib=256), "nccl")
-    assert buckets.amount == 3 * 151_936 * 4_096 * 2
-    assert gathered.amount == 151_936 * 4_096 * 2
+    # the embedding of Qwen3-8B: 151,936 x 4,096 x 2 bytes
+    embedding, sync = 151_936 * 4_096 * 2, WeightSyncConfig(bucket_mib=256)
+    (buckets, gathered) = sync_memory(model(), sync, "nccl")
+    assert (buckets.amount, gathered.amount) == (embedding + 256 * 2**20, embedding)
+    assert sync_memory(model(zero_stage=2), sync, "ipc")[0].amount == embedding
+    # over channel `cpu` they are in the node; on a machine without GPUs that is where the rank is, and the object store too
+    assert sync_memory(model(zero_stage=2), sync, "cpu") == ()
+    assert (
+        sync_memory(model(zero_stage=2, device="cpu"), sync, "cpu")[0].amount == 2 * embedding + (1 + 2) * 256 * 2**20
+    )
 
 
-def engine(gpu: str | None = "h100-80gb", *, tensor_parallel: int = 1, longest: int = 2048, **rollout: Any) -> Any:
+def engine(
+    gpu: str | None = "h100-80gb",
+    *,
+    tensor_parallel: int = 1,
+    longest: int = 2048,
+    received: float | None = None,
+    **rollout: Any,
+) -> Any:
     settings = RolloutConfig.model_validate({"dtype": "bf16", "tensor_parallel": tensor_parallel} | rollout)
     placed = RolePlan(
         role="rollout",
@@ -146,7 +201,7 @@ def engine(gpu: str | None = "h100-80gb", *, tensor_parallel: int = 1, longest: 
     return engine_memory(
         EngineModel(shape=QWEN, rollout=settings, plan=placed, longest=longest, gpu=gpu_kind(gpu) if gpu else None),
         sleeps=False,
-        bucket=None,
+        received=received,
     )
 
 
@@ -168,6 +223,46 @@ def test_tensor_parallel_shares_weights_and_adds_up_caches() -> None:
     assert two[1].kv_cache_bytes > 2 * one[1].kv_cache_bytes
     # more GPUs than heads of keys and values: these are copied
     assert engine(tensor_parallel=16)[1].kv_bytes_per_token == 2 * 147_456
+
+
+def test_numbers_taken_from_the_actors_are_theirs() -> None:
+    assert BUCKET_ELEMENTS == {"cuda": CUDA_BUCKET_ELEMENTS, "cpu": CPU_BUCKET_ELEMENTS}
+    assert GATHER_BYTES == actors.engine.engine.GATHER_BYTES
+    assert IN_FLIGHT == actors.weight_sync.channel.IN_FLIGHT
+
+
+def test_a_sender_holds_as_many_buckets_as_are_counted() -> None:
+    arrays: list[weakref.ref[Any]] = []
+    most = 0
+
+    class Nobody(Engines):
+        def call(self, method: Callable[..., Any], *args: Any, deadline: Deadline) -> list[Any]:
+            return []
+
+    class Kept(CpuChannel):
+        """Of whose buckets those that are still referred to are counted; nothing leaves it."""
+
+        def allocate(self, num_bytes: int) -> torch.Tensor:
+            nonlocal most
+            array = np.empty(num_bytes, np.uint8)
+            arrays.append(weakref.ref(array))
+            most = max(most, sum(each() is not None for each in arrays))
+            return torch.from_numpy(array)
+
+        def push(self, bucket: Bucket, payload: torch.Tensor, deadline: Deadline) -> None: ...
+
+    sender = WeightSender(WeightSyncConfig(bucket_mib=1), rank_context("/nowhere", role="policy"))
+    sender.connect_by(Kept(Nobody([])))
+    sender.send(((f"w{i}", torch.zeros(2**18)) for i in range(6)), 1)
+    assert (len(arrays), most) == (6, SENDER_BUCKETS)
+
+
+def test_an_engine_holds_two_buckets_unless_it_reads_them_in_the_object_store() -> None:
+    layer = 2 * QWEN.largest_layer_params
+    for received in (3e9, 0):
+        memory, _ = engine(received=received)
+        assert sum(item.amount for item in memory.working_by_phase["sync"]) == received + layer
+    assert RECEIVER_BUCKETS == {"nccl": 2, "ipc": 2, "cpu": 0}
 
 
 def test_engine_on_cpu_has_the_cache_that_it_is_given() -> None:

@@ -89,6 +89,8 @@ def test_the_number_of_tasks_grows_with_the_waves_and_not_with_their_square() ->
 def test_epochs_repeat_the_updates_and_minibatches_divide_them() -> None:
     once, twice = time_of(), time_of("ppo.epochs=2")
     assert seconds(twice, "policy", "update") == pytest.approx(2 * seconds(once, "policy", "update"))
+    # 256 trajectories in 4 minibatches: 64 over 3 ranks are 22, in micro-batches of 4 that is 6
+    assert spans(twice, "policy", "update")[0].note == "8 updates, each: 6 micro-batches of up to 8,192 tokens"
 
 
 def test_scalar_roles_and_missing_ones() -> None:
