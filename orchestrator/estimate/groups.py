@@ -43,7 +43,7 @@ def group_memories(
                 for phase in phases
             ),
             host_bytes_per_bundle=sum(role.host_bytes * per_bundle[role.role] for role in known),
-            shared_bytes_per_bundle=_shared(stage, plan, group),
+            shared_bytes_per_bundle=shared_bytes(stage, plan, group),
         )
     return found
 
@@ -93,7 +93,7 @@ def _ranks_per_bundle(plan: Plan, group: GroupPlan) -> dict[str, int]:
     return {role: plan.roles[role].num_ranks // group.num_bundles for role in group.roles}
 
 
-def _shared(stage: Stage, plan: Plan, group: GroupPlan) -> float:
+def shared_bytes(stage: Stage, plan: Plan, group: GroupPlan) -> float:
     """Ray's object store on the group's node, at its worst: a step's trajectories, and buckets of weights over channel `cpu`."""
     if not isinstance(stage, PPOStage) or not isinstance(plan, PPOPlan):
         return 0.0
