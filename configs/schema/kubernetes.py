@@ -84,7 +84,7 @@ class KubernetesConfig(Section):
     retries: NonNegativeInt = 2
     """Further tries after a failure, each with a new Ray cluster; the run goes on from its last committed step."""
     deadline_s: PositiveInt | None = None
-    """Longest time of the whole run with its tries, in seconds."""
+    """Longest time of one try in seconds, from when its pods are asked for; a try that takes longer ends the run: it is not tried again."""
     ttl_s: NonNegativeInt = 3600
     """Time in seconds that a finished run's pods stay."""
     operator_namespace: Name = "ray-system"

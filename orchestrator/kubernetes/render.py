@@ -47,8 +47,10 @@ class Rendered:
     """By name."""
 
 
-def render(config: Config, *, as_job: bool) -> Rendered:
+def render(config: Config, *, as_job: bool, skip_memory_check: bool = False) -> Rendered:
     """A run's manifests: a RayJob that runs it, or a RayCluster of the same pods to work on.
+
+    `skip_memory_check`: the pods' run does without it. It is the caller's to check what is rendered.
 
     Raises:
         ConfigError: where the config can't run, or Kubernetes could not run it; naming key, what was got and what is allowed.
@@ -71,6 +73,7 @@ def render(config: Config, *, as_job: bool) -> Rendered:
         nodes=nodes,
         config_text=dump_config(in_cluster(config, staged, nodes)),
         as_job=as_job,
+        skip_memory_check=skip_memory_check,
     )
     return Rendered(name=run.name, namespace=kubernetes.namespace, nodes=nodes, files=files_of(run))
 

@@ -17,10 +17,12 @@ from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import Pipeline
 from configs.schema.kubernetes import PINNED
+from configs.schema.ppo import PPOStage
+from orchestrator.estimate.estimate import estimate
 from orchestrator.kubernetes.folder import text_of
 from orchestrator.kubernetes.render import Rendered, render
 from orchestrator.plan import make_plan, num_gpus
-from tests.orchestrator.kubernetes.validation import core_errors, crd_validator, errors, privileges, templates
+from tests.orchestrator.kubernetes.validation import crd_validator, errors, privileges, templates
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = sorted(path.stem for path in (ROOT / "configs" / "recipes").glob("*.yaml"))
@@ -100,7 +102,6 @@ def test_every_option_gives_valid_manifests(as_job: bool) -> None:
     assert thing["kind"] == ("RayJob" if as_job else "RayCluster")
     spec = thing["spec"]["rayClusterSpec"] if as_job else thing["spec"]
     assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
-    assert thing["metadata"]["labels"]["volcano.sh/queue-name"] == "research"
     head = spec["headGroupSpec"]["template"]
     assert (head["spec"]["nodeSelector"], head["spec"]["initContainers"][0]["command"][:2]) == (
         {"pool": "system"},
@@ -137,10 +138,8 @@ def test_ranks_find_their_pods() -> None:
 
 
 def test_shared_memory_is_the_plans() -> None:
-    small, large = (
-        ray_object(rendered("ppo-8b-8gpu", *SHARED, f"ppo.prompts_per_step={number}", "rollout.responses_per_prompt=8"))
-        for number in (256, 4096)
-    )
+    many = ("ppo.prompts_per_step=16384", "rollout.responses_per_prompt=8")
+    small, large = (ray_object(rendered("ppo-8b-8gpu", *SHARED, *overrides)) for overrides in ((), many))
     sizes = []
     for thing in (small, large):
         group = thing["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
@@ -152,8 +151,12 @@ def test_shared_memory_is_the_plans() -> None:
         assert int(group["rayStartParams"]["object-store-memory"]) == (gib - 1) * 2**30
         assert gib < int(container["resources"]["limits"]["memory"].removesuffix("Gi"))
         sizes.append(gib)
-    # 4096 x 8 answers of 2048 tokens x 96 bytes are 6 GiB, 4 pieces of 256 MiB 1 GiB, and 1 GiB is to spare
-    assert sizes == [4, 8]
+    # 16384 x 8 trajectories of 2048 tokens x 32 bytes are 8 GiB, which the estimate says; 1 GiB is to spare
+    assert sizes == [4, 9]
+    config = load_config(ROOT / "configs" / "recipes" / "ppo-8b-8gpu.yaml", many)
+    assert isinstance(config, PPOStage)
+    estimated = estimate(config, make_plan(config, None), None, {}).groups["policy"]
+    assert estimated.shared_bytes_per_bundle == 8 * 2**30
 
 
 def test_offloaded_states_have_their_memory() -> None:
@@ -191,10 +194,49 @@ def test_only_what_must_reach_a_run_reaches_it() -> None:
     assert budget["spec"]["minAvailable"] == 5, "the head and four groups of one pod"
 
 
-def test_kueue_holds_the_whole_job_by_its_label() -> None:
-    thing = ray_object(rendered("bandit", *SHARED, "cluster.kubernetes.scheduler=kueue", "cluster.kubernetes.queue=q"))
-    assert thing["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
-    assert thing["spec"]["shutdownAfterJobFinishes"] is True, "Kueue's webhook asks for it"
+def test_names_are_found_where_nodes_cache_them() -> None:
+    """NodeLocal DNSCache is in the node's network, where no selector finds it: https://kubernetes.io/docs/tasks/administer-cluster/nodelocaldns/"""
+    policy, _ = rendered("bandit", *SHARED).files["guards.yaml"]
+    asked = [rule for rule in policy["spec"]["egress"] if any(port["port"] == 53 for port in rule.get("ports", ()))]
+    assert asked == [
+        {
+            "to": [
+                {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}},
+                {"ipBlock": {"cidr": "169.254.0.0/16"}},
+            ],
+            "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
+        }
+    ]
+
+
+@pytest.mark.parametrize("as_job", [True, False])
+@pytest.mark.parametrize(
+    ("scheduler", "label"), [("kueue", "kueue.x-k8s.io/queue-name"), ("volcano", "volcano.sh/queue-name")]
+)
+def test_a_scheduler_finds_its_queue_by_a_label(scheduler: str, label: str, as_job: bool) -> None:
+    asked = (f"cluster.kubernetes.scheduler={scheduler}", "cluster.kubernetes.queue=q")
+    thing = ray_object(rendered("bandit", *SHARED, *asked, as_job=as_job))
+    # no others: `ray.io/gang-scheduling-enabled` is for the operator's other schedulers
+    assert thing["metadata"]["labels"] == {"preceptor/run": "bandit", label: "q"}
+    if as_job:
+        assert thing["spec"]["shutdownAfterJobFinishes"] is True, "Kueue's webhook asks for it"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ray_knows_the_options_that_its_nodes_are_started_with() -> None:
+    """The schema takes any text as an option of `ray start`."""
+    from ray.scripts.scripts import start
+
+    known = {name.removeprefix("--") for option in start.params for name in option.opts}
+    spec = ray_object(rendered("ppo-8b-8gpu", *SHARED))["spec"]["rayClusterSpec"]
+    groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    assert {name for group in groups for name in group["rayStartParams"]} <= known
+    assert "dashboard-agent-listen-port" in known, "the port of the probes"
+    (port,) = (option.default for option in start.params if "--dashboard-agent-listen-port" in option.opts)
+    for group in groups:
+        container = group["template"]["spec"]["containers"][0]
+        probes = [container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+        assert probes == [{"path": "/api/healthz", "port": port}] * 3
 
 
 # ------------------------------------------------------------------------------------------------- the checks can fail
@@ -225,13 +267,29 @@ def test_a_misspelt_field_of_a_job_fails(named: str, plant: Callable[[dict[str, 
     assert re.search(rf"\b{re.escape(named)}|{re.escape(named)}", found[0])
 
 
-@pytest.mark.parametrize("file", ["config.yaml", "account.yaml", "guards.yaml"])
-def test_a_misspelt_field_of_a_core_object_fails(file: str) -> None:
-    for thing in rendered("bandit", *SHARED).files[file]:
-        assert core_errors(thing) == []
-        wrong = {**thing, "metadat": {}}
-        assert all("metadat" in error for error in core_errors(wrong))
-        assert core_errors(wrong)
+def test_a_misspelt_field_fails_in_every_kind_of_object() -> None:
+    """At its top, in its metadata and in its spec."""
+    kinds = set()
+    for as_job in (True, False):
+        found = rendered("bandit", *SHARED, "cluster.kubernetes.metrics=pod_monitor", as_job=as_job)
+        for thing in (one for objects in found.files.values() for one in objects):
+            kinds.add(thing["kind"])
+            assert errors(thing) == []
+            for part in ("metadata", "spec"):
+                if part in thing:
+                    wrong = errors({**thing, part: {**thing[part], "misspelt": "1"}})
+                    assert any("misspelt" in error for error in wrong), (thing["kind"], part)
+            assert any("misspelt" in error for error in errors({**thing, "misspelt": "1"})), thing["kind"]
+    assert kinds == {
+        "ConfigMap",
+        "Kustomization",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "PodMonitor",
+        "RayCluster",
+        "RayJob",
+        "ServiceAccount",
+    }
 
 
 @pytest.mark.parametrize(
