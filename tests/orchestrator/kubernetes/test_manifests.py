@@ -110,8 +110,55 @@ def test_every_option_gives_valid_manifests(as_job: bool) -> None:
     assert head["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": name}} for name in ("hub", "tracker")]
     assert {"name": "ANSWER", "value": "yes"} in head["spec"]["containers"][0]["env"]
     assert "annotations" not in head["metadata"]
+    assert all(pod["spec"]["imagePullSecrets"] == [{"name": "registry"}] for pod in templates(thing))
+    assert thing["spec"].get("activeDeadlineSeconds") == (86400 if as_job else None)
     assert {"ServiceAccount"} & {thing["kind"] for thing in objects} == set()
     assert [thing["kind"] for thing in found.files["monitor.yaml"]] == ["PodMonitor"]
+
+
+def test_pods_can_write_where_their_libraries_write_and_nowhere_else() -> None:
+    """Ray: /tmp and /dev/shm; vLLM, Triton, PyTorch and the hub: the home folder. The rest of the root is read-only."""
+    head, *workers = list(templates(ray_object(rendered("ppo-8b-8gpu", *SHARED))))[1:]
+    for pod in (head, *workers):
+        spec, (container,) = pod["spec"], pod["spec"]["containers"]
+        kinds = {volume.pop("name"): volume for volume in copy.deepcopy(spec["volumes"])}
+        config = kinds["config"]["configMap"]["name"]
+        assert {mount["mountPath"]: kinds[mount["name"]] for mount in container["volumeMounts"]} == {
+            "/dev/shm": {"emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}},
+            "/tmp": {"emptyDir": {}},
+            "/home/preceptor": {"emptyDir": {}},
+            "/etc/preceptor": {"configMap": {"name": config}},
+            "/opt/preceptor/runs": {"persistentVolumeClaim": {"claimName": "runs"}},
+        }
+        assert [mount["mountPath"] for mount in container["volumeMounts"] if mount.get("readOnly")] == [
+            "/etc/preceptor"
+        ]
+        assert {"name": "HOME", "value": "/home/preceptor"} in container["env"]
+        assert container["workingDir"] == "/opt/preceptor"
+        assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsUser"] == 1000
+        assert (spec["restartPolicy"], spec["serviceAccountName"]) == ("Never", "ppo-8b")
+
+
+def test_prometheus_finds_the_port_that_ray_opens() -> None:
+    job = ray_object(rendered("ppo-8b-8gpu", *SHARED))
+    spec = job["spec"]["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]
+        assert group["rayStartParams"]["metrics-export-port"] == "8080"
+        assert pod["metadata"]["annotations"] == {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": "8080",
+            "prometheus.io/path": "/metrics",
+        }
+        assert {"name": "metrics", "containerPort": 8080} in pod["spec"]["containers"][0]["ports"]
+    (monitor,) = rendered("bandit", *SHARED, "cluster.kubernetes.metrics=pod_monitor").files["monitor.yaml"]
+    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics"}]
+
+
+def test_the_head_is_for_the_driver() -> None:
+    params = ray_object(rendered("bandit", *SHARED))["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]
+    # the operator submits to it from another pod
+    assert (params["num-cpus"], params["dashboard-host"]) == ("0", "0.0.0.0")
 
 
 def test_a_job_goes_on_when_it_is_tried_again() -> None:
