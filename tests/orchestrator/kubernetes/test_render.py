@@ -271,6 +271,15 @@ def problem(overrides: dict[str, Any], tmp_path: Path) -> str:
             "cluster.kubernetes.queue: got 'q'; allowed: null, as scheduler is 'none'; or scheduler 'kueue' or 'volcano'",
         ),
         (
+            {"egress": ["0.0.0.0/0", "10.1.2.3/16"]},
+            "cluster.kubernetes.egress.1: got '10.1.2.3/16' (10.1.2.3/16 has host bits set); allowed: a network such as 10.1.0.0/16",
+        ),
+        (
+            {"scheduler": "kueue", "queue": "q" * 64},
+            f"cluster.kubernetes.queue: got '{'q' * 64}'; allowed: text of the form ^[a-z0-9]+([.-][a-z0-9]+)*$, or null, at most 63 "
+            "characters",
+        ),
+        (
             {"env": {"HF_TOKEN": "hf_x"}},
             "cluster.kubernetes.env.HF_TOKEN: got the name of a secret; allowed: a Secret's name in cluster.kubernetes.secrets",
         ),
