@@ -165,6 +165,8 @@ def test_a_job_goes_on_when_it_is_tried_again() -> None:
     spec = ray_object(rendered("bandit", *SHARED, "cluster.kubernetes.retries=5"))["spec"]
     assert spec["entrypoint"] == "python -m orchestrator run /etc/preceptor/config.yaml --resume-if-begun"
     assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"], spec["shutdownAfterJobFinishes"]) == (5, 3600, True)
+    assert spec["submissionMode"] == "K8sJobMode", "the submitter's log is the driver's"
+    assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] is False, "it would want rights, and take pods away"
 
 
 def test_ranks_find_their_pods() -> None:
@@ -233,12 +235,19 @@ def test_only_what_must_reach_a_run_reaches_it() -> None:
     assert policy["spec"]["podSelector"]["matchLabels"] == {"preceptor/run": "ppo-8b"}
     ports = [[port["port"] for port in rule.get("ports", [])] for rule in policy["spec"]["ingress"]]
     assert ports == [[], [8265], [8080]]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"], "what is not named is not held back"
+    assert [rule["from"][0]["namespaceSelector"]["matchLabels"] for rule in policy["spec"]["ingress"][1:]] == [
+        {"kubernetes.io/metadata.name": "ray-system"},
+        {"kubernetes.io/metadata.name": "monitoring"},
+    ]
     assert policy["spec"]["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"preceptor/run": "ppo-8b"}}}]
     assert policy["spec"]["egress"][-1] == {
         "to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
         "ports": [{"port": 443, "protocol": "TCP"}],
     }
     assert budget["spec"]["minAvailable"] == 5, "the head and four groups of one pod"
+    # not the submitter, which comes and goes
+    assert budget["spec"]["selector"]["matchLabels"] == {"preceptor/run": "ppo-8b", "preceptor/part": "node"}
 
 
 def test_names_are_found_where_nodes_cache_them() -> None:
