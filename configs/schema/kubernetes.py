@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Literal, Self
 
@@ -63,7 +64,7 @@ class KubernetesConfig(Section):
     """Service account of the pods; where it is not given, one without any rights is made."""
     scheduler: Literal["none", "kueue", "volcano"] = "none"
     """Who starts all pods or none."""
-    queue: ObjectName | None = None
+    queue: Annotated[ObjectName, Field(max_length=63)] | None = None
     """Queue of the scheduler: Kueue's LocalQueue, or Volcano's queue."""
     runs_claim: ObjectName | None = None
     """PersistentVolumeClaim that holds run directories; every pod mounts it (ReadWriteMany). Not needed where `run.dir` is a URL."""
@@ -84,7 +85,7 @@ class KubernetesConfig(Section):
     retries: NonNegativeInt = 2
     """Further tries after a failure, each with a new Ray cluster; the run goes on from its last committed step."""
     deadline_s: PositiveInt | None = None
-    """Longest time of the whole run with its tries, in seconds."""
+    """Longest time of one try in seconds, from when its pods are asked for; a try that takes longer ends the run: it is not tried again."""
     ttl_s: NonNegativeInt = 3600
     """Time in seconds that a finished run's pods stay."""
     operator_namespace: Name = "ray-system"
@@ -108,6 +109,13 @@ class KubernetesConfig(Section):
             raise refuse(
                 "queue", f"got {self.queue!r}", "null, as scheduler is 'none'; or scheduler 'kueue' or 'volcano'"
             )
+        for number, network in enumerate(self.egress):
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise refuse(
+                    f"egress.{number}", f"got {network!r} ({error})", "a network such as 10.1.0.0/16"
+                ) from None
         for name in self.env:
             if is_secret(name):
                 raise refuse(f"env.{name}", "got the name of a secret", "a Secret's name in cluster.kubernetes.secrets")

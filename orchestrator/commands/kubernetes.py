@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator.commands.base import Commands, add_config, console
+from orchestrator.commands.base import Commands, add_config, add_skip_memory_check, console
 
 
 def register(commands: Commands) -> None:
@@ -16,6 +16,7 @@ def register(commands: Commands) -> None:
         "-o", "--out", metavar="DIR", required=True, help="folder to write: new, empty, or one made so before"
     )
     render.add_argument("--cluster", action="store_true", help="a RayCluster to work on, in place of a RayJob")
+    add_skip_memory_check(render)
     add_config(render)
 
 
@@ -27,6 +28,10 @@ def _render(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config, arguments.overrides)
     folder = check_folder(arguments.out)
-    rendered = render(config, as_job=not arguments.cluster)
+    if not arguments.skip_memory_check:
+        from orchestrator.estimate.preflight import check_memory
+
+        check_memory(config, here=False)
+    rendered = render(config, as_job=not arguments.cluster, skip_memory_check=arguments.skip_memory_check)
     write_folder(folder, rendered.files)
     console().print(describe(rendered, arguments.out), soft_wrap=True)

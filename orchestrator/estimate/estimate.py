@@ -177,6 +177,11 @@ def _ppo(stage: PPOStage, plan: PPOPlan, kinds: Mapping[str, GPUKind | None], mo
     return roles, engines
 
 
+def stored_weights(stage: Stage, names: Mapping[str, str]) -> float:
+    """Bytes of a weight sync that are in Ray's object store at once over channel `cpu`; 0 where the model is not known."""
+    return _buckets(stage, _Models(names), STORED_BUCKETS)
+
+
 def _buckets(stage: Stage, models: _Models, num: int) -> float:
     """Bytes of so many of a weight sync's; 0 where there is none, or the model is not known."""
     if not isinstance(stage, PPOStage) or num == 0:

@@ -49,7 +49,7 @@ def group_memories(
                 for phase in phases
             ),
             host_bytes_per_bundle=sum(role.host_bytes * per_bundle[role.role] for role in known),
-            shared_bytes_per_bundle=_shared(stage, plan, group, stored),
+            shared_bytes_per_bundle=shared_bytes(stage, plan, group, bundles=1, weights=stored),
         )
     return found
 
@@ -99,14 +99,15 @@ def _ranks_per_bundle(plan: Plan, group: GroupPlan) -> dict[str, int]:
     return {role: plan.roles[role].num_ranks // group.num_bundles for role in group.roles}
 
 
-def _shared(stage: Stage, plan: Plan, group: GroupPlan, weights: float) -> float:
-    """A bundle's part of Ray's object store, at its worst: of a step's trajectories, and buckets of weights over channel `cpu`."""
+def shared_bytes(stage: Stage, plan: Plan, group: GroupPlan, *, bundles: int, weights: float) -> float:
+    """Ray's object store on a node with so many of the group's bundles, at its worst: their part of a step's trajectories, and the
+    `weights` that are there at once (bytes) where they travel over channel `cpu`."""
     if not isinstance(stage, PPOStage) or not isinstance(plan, PPOPlan):
         return 0.0
     longest = stage.data.max_prompt_tokens + stage.rollout.max_response_tokens
-    part = 1 / group.num_bundles
+    part = min(1.0, bundles / group.num_bundles)
     if "rollout" in group.roles:  # an engine generates whole waves, and keeps them until the step's end
-        part = math.ceil(len(plan.waves) / group.num_bundles) / len(plan.waves)
+        part = min(1.0, bundles * math.ceil(len(plan.waves) / group.num_bundles) / len(plan.waves))
     stored = part * plan.trajectories_per_step * longest * STORED_BYTES_PER_TOKEN
     if plan.sync_channel == "cpu" and {"policy", "rollout"} & set(group.roles):
         stored += weights

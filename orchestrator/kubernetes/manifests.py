@@ -23,7 +23,8 @@ from orchestrator.kubernetes.pods import (
 )
 
 CONFIG_KEY = "config.yaml"
-ENTRYPOINT = f"python -m orchestrator run {CONFIG_FOLDER}/{CONFIG_KEY} --resume-if-begun"
+LINK_LOCAL: tuple[Object, ...] = ({"ipBlock": {"cidr": "169.254.0.0/16"}},)
+"""Where NodeLocal DNSCache (169.254.20.10 by default) and clouds' own DNS answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,14 @@ class Run:
     """YAML of the resolved config."""
     as_job: bool
     """RayJob, which runs the config; else RayCluster, to work on."""
+    skip_memory_check: bool
+    """Whether the job runs what the estimate refuses."""
+
+    @property
+    def entrypoint(self) -> str:
+        """Of the job: each try goes on where the one before it ended."""
+        skipped = " --skip-memory-check" if self.skip_memory_check else ""
+        return f"python -m orchestrator run {CONFIG_FOLDER}/{CONFIG_KEY} --resume-if-begun{skipped}"
 
     @property
     def config_map(self) -> str:
@@ -66,7 +75,7 @@ def ray_job(run: Run) -> Object:
         "kind": "RayJob",
         "metadata": _metadata(run, queued=True),
         "spec": {
-            "entrypoint": ENTRYPOINT,
+            "entrypoint": run.entrypoint,
             "submissionMode": "K8sJobMode",
             "submitterPodTemplate": submitter_template(kubernetes, run.name),
             "shutdownAfterJobFinishes": True,
@@ -114,7 +123,8 @@ def network_policy(run: Run) -> Object:
     """Pods of a run reach each other, the cluster's DNS and what `egress` names; the operator and Prometheus reach them."""
     kubernetes = run.kubernetes
     peers = [{"podSelector": {"matchLabels": {RUN_LABEL: run.name}}}]
-    dns = {"to": [_namespace("kube-system")], "ports": [_port(53, "UDP"), _port(53)]}
+    # a cache on the node is in the node's network, which no selector finds, and listens at a link-local address
+    dns = {"to": [_namespace("kube-system"), *LINK_LOCAL], "ports": [_port(53, "UDP"), _port(53)]}
     egress: list[Object] = [{"to": peers}, dns]
     if kubernetes.egress:
         to = [{"ipBlock": {"cidr": network}} for network in kubernetes.egress]
@@ -203,11 +213,8 @@ def _metadata(run: Run, *, queued: bool = False) -> Object:
     if queued and queue is not None and run.kubernetes.scheduler == "kueue":
         labels["kueue.x-k8s.io/queue-name"] = queue
     if queued and queue is not None and run.kubernetes.scheduler == "volcano":
-        labels |= {
-            "ray.io/scheduler-name": "volcano",
-            "ray.io/gang-scheduling-enabled": "true",
-            "volcano.sh/queue-name": queue,
-        }
+        # the operator's own setting says that it is Volcano; the operator makes the pod group
+        labels["volcano.sh/queue-name"] = queue
     return {"name": run.name, "namespace": run.kubernetes.namespace, "labels": labels}
 
 

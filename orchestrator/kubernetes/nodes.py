@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from configs.errors import ConfigError, Problem
@@ -16,8 +16,8 @@ from configs.fields import either
 from configs.gpus import gpu_kind
 from configs.schema import Stage
 from configs.schema.kubernetes import CPU_GROUP, HEAD_GROUP, TolerationConfig
-from configs.schema.ppo import PPOStage
 from configs.schema.run import ClusterConfig
+from orchestrator.estimate.groups import shared_bytes
 from orchestrator.estimate.numbers import GIB
 from orchestrator.plan_records import GroupPlan, Plan, RolePlan
 
@@ -31,15 +31,10 @@ CPU_ROLE_MEMORY_GIB = 4
 """Of each rank without a GPU: libraries (torch, vLLM) and a small model."""
 HEAD_CPUS, HEAD_MEMORY_GIB = 4, 16
 """Ray's control service, dashboard and job server, and the driver, which holds no tensor."""
-BYTES_PER_TOKEN = 96
-"""Of a trajectory's token in Ray's object store: ids, masks, log-probabilities of three sources, values, rewards, advantages and returns
-are 8 bytes at most each, and a shard is there twice while it moves."""
 SMALLEST_SHARED_GIB = 4
 """For what libraries put there (NCCL, torch), and the smallest object store that is of use."""
 SPARE_SHARED_GIB = 1
 """Of /dev/shm for NCCL and torch; the rest is Ray's object store."""
-BUCKETS_IN_FLIGHT = 4
-"""Pieces of weights that are there at once while they travel."""
 RESOURCE_PREFIX = "preceptor-"
 GPU_TAINT = TolerationConfig(key="nvidia.com/gpu", effect="NoSchedule")
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
@@ -96,9 +91,11 @@ class Estimated:
     """Of a group's ranks in the node's memory, by group: what is offloaded, weights on their way to the GPU."""
     cpu_bytes: float
     """Of all ranks without a GPU together."""
+    stored_weights: float
+    """Of a weight sync, in Ray's object store at once."""
 
 
-UNKNOWN = Estimated(host_bytes_per_bundle={}, cpu_bytes=0.0)
+UNKNOWN = Estimated(host_bytes_per_bundle={}, cpu_bytes=0.0, stored_weights=0.0)
 
 
 def node_groups(cluster: ClusterConfig, staged: Staged, estimated: Estimated = UNKNOWN) -> tuple[NodeGroup, ...]:
@@ -139,8 +136,11 @@ def _gpu_nodes(name: str, cluster: ClusterConfig, staged: Staged, estimated: Est
     groups = [plan.groups[name] for _, plan in using]
     shape = _largest([_shape(group, cluster) for group in groups], groups)
     selector, gib_per_gpu = _of_kind(name, cluster)
-    shared = max(_shared_gib(stage, shape.replicas) for stage, _ in using)
     bundles = shape.gpus // min(group.gpus_per_bundle for group in groups)
+    shared = _shared_gib(
+        shared_bytes(stage, plan, plan.groups[name], bundles=bundles, weights=estimated.stored_weights)
+        for stage, plan in using
+    )
     held = bundles * estimated.host_bytes_per_bundle[name] if name in estimated.host_bytes_per_bundle else 0.0
     threads = max(sum(plan.roles[role].threads for role in plan.groups[name].roles) for _, plan in using)
     pods = NodeGroup(
@@ -204,10 +204,14 @@ def _of_kind(name: str, cluster: ClusterConfig) -> tuple[dict[str, str], int]:
 
 def _cpu_nodes(cluster: ClusterConfig, staged: Staged, estimated: Estimated) -> NodeGroup:
     """One pod for all roles without a GPU."""
-    groups = {group.name: group for _, plan in staged for group in plan.groups.values() if not group.gpus_per_bundle}
+    groups = {group.name: group for _, plan in staged for group in _cpu_groups(plan)}
     ranks = max(sum(role.num_ranks for role in _cpu_roles(plan)) for _, plan in staged)
     threads = max((role.num_ranks * role.threads for _, plan in staged for role in _cpu_roles(plan)), default=1)
-    shared = max(_shared_gib(stage, 1) for stage, _ in staged)
+    shared = _shared_gib(
+        shared_bytes(stage, plan, group, bundles=group.num_bundles, weights=estimated.stored_weights)
+        for stage, plan in staged
+        for group in _cpu_groups(plan)
+    )
     pods = NodeGroup(
         name=CPU_GROUP,
         replicas=1,
@@ -260,15 +264,13 @@ def _described(cluster: ClusterConfig, pods: NodeGroup) -> NodeGroup:
     return changed
 
 
-def _shared_gib(stage: Stage, replicas: int) -> int:
-    """Of /dev/shm of each pod: its share of a step's trajectories, and weights on their way."""
-    needed = 0.0
-    if isinstance(stage, PPOStage):
-        longest = stage.data.max_prompt_tokens + stage.rollout.max_response_tokens
-        trajectories = stage.ppo.prompts_per_step * stage.rollout.responses_per_prompt
-        weights = BUCKETS_IN_FLIGHT * stage.weight_sync.bucket_mib * 2**20
-        needed = trajectories * longest * BYTES_PER_TOKEN / replicas + weights
-    return max(SMALLEST_SHARED_GIB, math.ceil(needed / GIB) + SPARE_SHARED_GIB)
+def _shared_gib(stored: Iterable[float]) -> int:
+    """Of /dev/shm of a pod: the most that Ray's object store holds there by the estimate (bytes), and what is to spare."""
+    return max(SMALLEST_SHARED_GIB, math.ceil(max(stored, default=0.0) / GIB) + SPARE_SHARED_GIB)
+
+
+def _cpu_groups(plan: Plan) -> list[GroupPlan]:
+    return [group for group in plan.groups.values() if not group.gpus_per_bundle]
 
 
 def _cpu_roles(plan: Plan) -> Iterator[RolePlan]:

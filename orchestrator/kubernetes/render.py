@@ -20,7 +20,7 @@ from configs.schema.kubernetes import PINNED_TEXT, KubernetesConfig
 from configs.schema.ppo import PPOStage
 from configs.schema.rank import RankStage
 from configs.schema.run import ClusterConfig
-from orchestrator.estimate.estimate import beneath, estimate
+from orchestrator.estimate.estimate import beneath, estimate, stored_weights
 from orchestrator.kubernetes.manifests import Run, files_of
 from orchestrator.kubernetes.nodes import Estimated, NodeGroup, Staged, node_groups, resource_of
 from orchestrator.kubernetes.pods import WORK_DIR, Object
@@ -47,8 +47,10 @@ class Rendered:
     """By name."""
 
 
-def render(config: Config, *, as_job: bool) -> Rendered:
+def render(config: Config, *, as_job: bool, skip_memory_check: bool = False) -> Rendered:
     """A run's manifests: a RayJob that runs it, or a RayCluster of the same pods to work on.
+
+    `skip_memory_check`: the pods' run does without it. It is the caller's to check what is rendered.
 
     Raises:
         ConfigError: where the config can't run, or Kubernetes could not run it; naming key, what was got and what is allowed.
@@ -71,6 +73,7 @@ def render(config: Config, *, as_job: bool) -> Rendered:
         nodes=nodes,
         config_text=dump_config(in_cluster(config, staged, nodes)),
         as_job=as_job,
+        skip_memory_check=skip_memory_check,
     )
     return Rendered(name=run.name, namespace=kubernetes.namespace, nodes=nodes, files=files_of(run))
 
@@ -88,7 +91,8 @@ def _estimated(config: Config, staged: Staged) -> Estimated:
             else:
                 cpu_peaks += plan.groups[group.group].num_bundles * group.peak.amount
         on_cpu = max(on_cpu, cpu_peaks)
-    return Estimated(host_bytes_per_bundle=host, cpu_bytes=on_cpu)
+    weights = max(stored_weights(stage, names) for stage, _ in staged)
+    return Estimated(host_bytes_per_bundle=host, cpu_bytes=on_cpu, stored_weights=weights)
 
 
 def in_cluster(config: Config, staged: Staged, nodes: tuple[NodeGroup, ...]) -> Config:

@@ -17,10 +17,12 @@ from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import Pipeline
 from configs.schema.kubernetes import PINNED
+from configs.schema.ppo import PPOStage
+from orchestrator.estimate.estimate import estimate
 from orchestrator.kubernetes.folder import text_of
 from orchestrator.kubernetes.render import Rendered, render
 from orchestrator.plan import make_plan, num_gpus
-from tests.orchestrator.kubernetes.validation import core_errors, crd_validator, errors, privileges, templates
+from tests.orchestrator.kubernetes.validation import crd_validator, errors, privileges, templates
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = sorted(path.stem for path in (ROOT / "configs" / "recipes").glob("*.yaml"))
@@ -100,7 +102,6 @@ def test_every_option_gives_valid_manifests(as_job: bool) -> None:
     assert thing["kind"] == ("RayJob" if as_job else "RayCluster")
     spec = thing["spec"]["rayClusterSpec"] if as_job else thing["spec"]
     assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
-    assert thing["metadata"]["labels"]["volcano.sh/queue-name"] == "research"
     head = spec["headGroupSpec"]["template"]
     assert (head["spec"]["nodeSelector"], head["spec"]["initContainers"][0]["command"][:2]) == (
         {"pool": "system"},
@@ -109,14 +110,63 @@ def test_every_option_gives_valid_manifests(as_job: bool) -> None:
     assert head["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": name}} for name in ("hub", "tracker")]
     assert {"name": "ANSWER", "value": "yes"} in head["spec"]["containers"][0]["env"]
     assert "annotations" not in head["metadata"]
+    assert all(pod["spec"]["imagePullSecrets"] == [{"name": "registry"}] for pod in templates(thing))
+    assert thing["spec"].get("activeDeadlineSeconds") == (86400 if as_job else None)
     assert {"ServiceAccount"} & {thing["kind"] for thing in objects} == set()
     assert [thing["kind"] for thing in found.files["monitor.yaml"]] == ["PodMonitor"]
+
+
+def test_pods_can_write_where_their_libraries_write_and_nowhere_else() -> None:
+    """Ray: /tmp and /dev/shm; vLLM, Triton, PyTorch and the hub: the home folder. The rest of the root is read-only."""
+    head, *workers = list(templates(ray_object(rendered("ppo-8b-8gpu", *SHARED))))[1:]
+    for pod in (head, *workers):
+        spec, (container,) = pod["spec"], pod["spec"]["containers"]
+        kinds = {volume.pop("name"): volume for volume in copy.deepcopy(spec["volumes"])}
+        config = kinds["config"]["configMap"]["name"]
+        assert {mount["mountPath"]: kinds[mount["name"]] for mount in container["volumeMounts"]} == {
+            "/dev/shm": {"emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}},
+            "/tmp": {"emptyDir": {}},
+            "/home/preceptor": {"emptyDir": {}},
+            "/etc/preceptor": {"configMap": {"name": config}},
+            "/opt/preceptor/runs": {"persistentVolumeClaim": {"claimName": "runs"}},
+        }
+        assert [mount["mountPath"] for mount in container["volumeMounts"] if mount.get("readOnly")] == [
+            "/etc/preceptor"
+        ]
+        assert {"name": "HOME", "value": "/home/preceptor"} in container["env"]
+        assert container["workingDir"] == "/opt/preceptor"
+        assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsUser"] == 1000
+        assert (spec["restartPolicy"], spec["serviceAccountName"]) == ("Never", "ppo-8b")
+
+
+def test_prometheus_finds_the_port_that_ray_opens() -> None:
+    job = ray_object(rendered("ppo-8b-8gpu", *SHARED))
+    spec = job["spec"]["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]
+        assert group["rayStartParams"]["metrics-export-port"] == "8080"
+        assert pod["metadata"]["annotations"] == {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": "8080",
+            "prometheus.io/path": "/metrics",
+        }
+        assert {"name": "metrics", "containerPort": 8080} in pod["spec"]["containers"][0]["ports"]
+    (monitor,) = rendered("bandit", *SHARED, "cluster.kubernetes.metrics=pod_monitor").files["monitor.yaml"]
+    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics"}]
+
+
+def test_the_head_is_for_the_driver() -> None:
+    params = ray_object(rendered("bandit", *SHARED))["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]
+    # the operator submits to it from another pod
+    assert (params["num-cpus"], params["dashboard-host"]) == ("0", "0.0.0.0")
 
 
 def test_a_job_goes_on_when_it_is_tried_again() -> None:
     spec = ray_object(rendered("bandit", *SHARED, "cluster.kubernetes.retries=5"))["spec"]
     assert spec["entrypoint"] == "python -m orchestrator run /etc/preceptor/config.yaml --resume-if-begun"
     assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"], spec["shutdownAfterJobFinishes"]) == (5, 3600, True)
+    assert spec["submissionMode"] == "K8sJobMode", "the submitter's log is the driver's"
+    assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] is False, "it would want rights, and take pods away"
 
 
 def test_ranks_find_their_pods() -> None:
@@ -137,10 +187,8 @@ def test_ranks_find_their_pods() -> None:
 
 
 def test_shared_memory_is_the_plans() -> None:
-    small, large = (
-        ray_object(rendered("ppo-8b-8gpu", *SHARED, f"ppo.prompts_per_step={number}", "rollout.responses_per_prompt=8"))
-        for number in (256, 4096)
-    )
+    many = ("ppo.prompts_per_step=16384", "rollout.responses_per_prompt=8")
+    small, large = (ray_object(rendered("ppo-8b-8gpu", *SHARED, *overrides)) for overrides in ((), many))
     sizes = []
     for thing in (small, large):
         group = thing["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
@@ -152,8 +200,13 @@ def test_shared_memory_is_the_plans() -> None:
         assert int(group["rayStartParams"]["object-store-memory"]) == (gib - 1) * 2**30
         assert gib < int(container["resources"]["limits"]["memory"].removesuffix("Gi"))
         sizes.append(gib)
-    # 4096 x 8 answers of 2048 tokens x 96 bytes are 6 GiB, 4 pieces of 256 MiB 1 GiB, and 1 GiB is to spare
-    assert sizes == [4, 8]
+    # 16384 x 8 trajectories of 2048 tokens x 32 bytes are 8 GiB, which the estimate says; 1 GiB is to spare
+    assert sizes == [4, 9]
+    config = load_config(ROOT / "configs" / "recipes" / "ppo-8b-8gpu.yaml", many)
+    assert isinstance(config, PPOStage)
+    plan = make_plan(config, None)
+    estimated = estimate(config, plan, None, {}).groups["policy"]
+    assert plan.groups["policy"].num_bundles * estimated.shared_bytes_per_bundle == 8 * 2**30
 
 
 def test_offloaded_states_have_their_memory() -> None:
@@ -183,18 +236,64 @@ def test_only_what_must_reach_a_run_reaches_it() -> None:
     assert policy["spec"]["podSelector"]["matchLabels"] == {"preceptor/run": "ppo-8b"}
     ports = [[port["port"] for port in rule.get("ports", [])] for rule in policy["spec"]["ingress"]]
     assert ports == [[], [8265], [8080]]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"], "what is not named is not held back"
+    assert [rule["from"][0]["namespaceSelector"]["matchLabels"] for rule in policy["spec"]["ingress"][1:]] == [
+        {"kubernetes.io/metadata.name": "ray-system"},
+        {"kubernetes.io/metadata.name": "monitoring"},
+    ]
     assert policy["spec"]["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"preceptor/run": "ppo-8b"}}}]
     assert policy["spec"]["egress"][-1] == {
         "to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
         "ports": [{"port": 443, "protocol": "TCP"}],
     }
     assert budget["spec"]["minAvailable"] == 5, "the head and four groups of one pod"
+    # not the submitter, which comes and goes
+    assert budget["spec"]["selector"]["matchLabels"] == {"preceptor/run": "ppo-8b", "preceptor/part": "node"}
 
 
-def test_kueue_holds_the_whole_job_by_its_label() -> None:
-    thing = ray_object(rendered("bandit", *SHARED, "cluster.kubernetes.scheduler=kueue", "cluster.kubernetes.queue=q"))
-    assert thing["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
-    assert thing["spec"]["shutdownAfterJobFinishes"] is True, "Kueue's webhook asks for it"
+def test_names_are_found_where_nodes_cache_them() -> None:
+    """NodeLocal DNSCache is in the node's network, where no selector finds it: https://kubernetes.io/docs/tasks/administer-cluster/nodelocaldns/"""
+    policy, _ = rendered("bandit", *SHARED).files["guards.yaml"]
+    asked = [rule for rule in policy["spec"]["egress"] if any(port["port"] == 53 for port in rule.get("ports", ()))]
+    assert asked == [
+        {
+            "to": [
+                {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}},
+                {"ipBlock": {"cidr": "169.254.0.0/16"}},
+            ],
+            "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
+        }
+    ]
+
+
+@pytest.mark.parametrize("as_job", [True, False])
+@pytest.mark.parametrize(
+    ("scheduler", "label"), [("kueue", "kueue.x-k8s.io/queue-name"), ("volcano", "volcano.sh/queue-name")]
+)
+def test_a_scheduler_finds_its_queue_by_a_label(scheduler: str, label: str, as_job: bool) -> None:
+    asked = (f"cluster.kubernetes.scheduler={scheduler}", "cluster.kubernetes.queue=q")
+    thing = ray_object(rendered("bandit", *SHARED, *asked, as_job=as_job))
+    # no others: `ray.io/gang-scheduling-enabled` is for the operator's other schedulers
+    assert thing["metadata"]["labels"] == {"preceptor/run": "bandit", label: "q"}
+    if as_job:
+        assert thing["spec"]["shutdownAfterJobFinishes"] is True, "Kueue's webhook asks for it"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ray_knows_the_options_that_its_nodes_are_started_with() -> None:
+    """The schema takes any text as an option of `ray start`."""
+    from ray.scripts.scripts import start
+
+    known = {name.removeprefix("--") for option in start.params for name in option.opts}
+    spec = ray_object(rendered("ppo-8b-8gpu", *SHARED))["spec"]["rayClusterSpec"]
+    groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    assert {name for group in groups for name in group["rayStartParams"]} <= known
+    assert "dashboard-agent-listen-port" in known, "the port of the probes"
+    (port,) = (option.default for option in start.params if "--dashboard-agent-listen-port" in option.opts)
+    for group in groups:
+        container = group["template"]["spec"]["containers"][0]
+        probes = [container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+        assert probes == [{"path": "/api/healthz", "port": port}] * 3
 
 
 # ------------------------------------------------------------------------------------------------- the checks can fail
@@ -225,13 +324,29 @@ def test_a_misspelt_field_of_a_job_fails(named: str, plant: Callable[[dict[str, 
     assert re.search(rf"\b{re.escape(named)}|{re.escape(named)}", found[0])
 
 
-@pytest.mark.parametrize("file", ["config.yaml", "account.yaml", "guards.yaml"])
-def test_a_misspelt_field_of_a_core_object_fails(file: str) -> None:
-    for thing in rendered("bandit", *SHARED).files[file]:
-        assert core_errors(thing) == []
-        wrong = {**thing, "metadat": {}}
-        assert all("metadat" in error for error in core_errors(wrong))
-        assert core_errors(wrong)
+def test_a_misspelt_field_fails_in_every_kind_of_object() -> None:
+    """At its top, in its metadata and in its spec."""
+    kinds = set()
+    for as_job in (True, False):
+        found = rendered("bandit", *SHARED, "cluster.kubernetes.metrics=pod_monitor", as_job=as_job)
+        for thing in (one for objects in found.files.values() for one in objects):
+            kinds.add(thing["kind"])
+            assert errors(thing) == []
+            for part in ("metadata", "spec"):
+                if part in thing:
+                    wrong = errors({**thing, part: {**thing[part], "misspelt": "1"}})
+                    assert any("misspelt" in error for error in wrong), (thing["kind"], part)
+            assert any("misspelt" in error for error in errors({**thing, "misspelt": "1"})), thing["kind"]
+    assert kinds == {
+        "ConfigMap",
+        "Kustomization",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "PodMonitor",
+        "RayCluster",
+        "RayJob",
+        "ServiceAccount",
+    }
 
 
 @pytest.mark.parametrize(

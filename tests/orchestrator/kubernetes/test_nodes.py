@@ -89,12 +89,14 @@ def test_a_kind_of_gpu_decides_memory_and_nodes() -> None:
 def test_pods_hold_what_the_estimate_says_that_ranks_hold() -> None:
     config = stage(*GPU, "policy.placement.num_ranks=2")
     plan = make_plan(config, None)
-    large = Estimated(host_bytes_per_bundle={"policy": 99.5 * 2**30, "critic": 2.0**30}, cpu_bytes=0.0)
+    large = Estimated(
+        host_bytes_per_bundle={"policy": 99.5 * 2**30, "critic": 2.0**30}, cpu_bytes=0.0, stored_weights=0.0
+    )
     found = {group.name: group for group in node_groups(config.cluster, [(config, plan)], large)}
     assert found["policy"].memory_gib == 199 + found["policy"].shared_gib
     assert found["critic"].memory_gib == 64, "as without an estimate"
     config = stage()
-    on_cpu = Estimated(host_bytes_per_bundle={}, cpu_bytes=50.5 * 2**30)
+    on_cpu = Estimated(host_bytes_per_bundle={}, cpu_bytes=50.5 * 2**30, stored_weights=0.0)
     (_, cpu) = node_groups(config.cluster, [(config, make_plan(config, None))], on_cpu)
     assert cpu.memory_gib == 51 + cpu.shared_gib
 

@@ -186,6 +186,27 @@ def test_what_is_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     )
 
 
+def test_what_cannot_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("k8s", "render", RECIPES / "ppo-8b-8gpu.yaml", *SHARED, "cluster.gpu=l40s", "-o", tmp_path / "k8s")
+    code, _, said = called(capsys, *arguments)
+    assert code == BAD_INPUT
+    assert said.startswith(
+        "preceptor: stage ppo does not fit (`--skip-memory-check` starts it all the same):\n  memory of group 'policy': needs 6"
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert called(capsys, *arguments, "--skip-memory-check")[0] == FINE
+    job = yaml.safe_load((tmp_path / "k8s" / "run.yaml").read_text())
+    # the pods' run checks the same again
+    assert job["spec"]["entrypoint"].endswith(" --resume-if-begun --skip-memory-check")
+
+
+def test_this_machines_memory_says_nothing_of_the_pods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("orchestrator.estimate.preflight.local_memory_bytes", lambda: 1.0)
+    assert called(capsys, "k8s", "render", RECIPES / "bandit.yaml", *SHARED, "-o", tmp_path / "k8s")[0] == FINE
+
+
 def test_nothing_is_written_where_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert called(capsys, "k8s", "render", RECIPES / "bandit.yaml", "-o", tmp_path / "k8s")[0] == BAD_INPUT
     assert list(tmp_path.iterdir()) == []
@@ -248,6 +269,15 @@ def problem(overrides: dict[str, Any], tmp_path: Path) -> str:
         (
             {"queue": "q"},
             "cluster.kubernetes.queue: got 'q'; allowed: null, as scheduler is 'none'; or scheduler 'kueue' or 'volcano'",
+        ),
+        (
+            {"egress": ["0.0.0.0/0", "10.1.2.3/16"]},
+            "cluster.kubernetes.egress.1: got '10.1.2.3/16' (10.1.2.3/16 has host bits set); allowed: a network such as 10.1.0.0/16",
+        ),
+        (
+            {"scheduler": "kueue", "queue": "q" * 64},
+            f"cluster.kubernetes.queue: got '{'q' * 64}'; allowed: text of the form ^[a-z0-9]+([.-][a-z0-9]+)*$, or null, at most 63 "
+            "characters",
         ),
         (
             {"env": {"HF_TOKEN": "hf_x"}},

@@ -15,6 +15,35 @@ import yaml
 CRDS = Path(__file__).resolve().parents[4] / "shared" / "data" / "kuberay"
 KUBERNETES = ("1.30.0", "1.37.0")
 """The oldest and the newest version that manifests are held against."""
+NO_SCHEMAS_HERE: dict[str, dict[str, Any]] = {
+    # https://kubectl.docs.kubernetes.io/references/kustomize/kustomization/
+    "Kustomization": {
+        "apiVersion": {"const": "kustomize.config.k8s.io/v1beta1"},
+        "kind": {"const": "Kustomization"},
+        "resources": {"type": "array", "items": {"type": "string"}},
+    },
+    # https://prometheus-operator.dev/docs/api-reference/api/#monitoring.coreos.com/v1.PodMonitor
+    "PodMonitor": {
+        "apiVersion": {"const": "monitoring.coreos.com/v1"},
+        "kind": {"const": "PodMonitor"},
+        "metadata": {"type": "object"},
+        "spec": {
+            "type": "object",
+            "required": ["selector", "podMetricsEndpoints"],
+            "properties": {
+                "selector": {
+                    "type": "object",
+                    "properties": {"matchLabels": {"type": "object", "additionalProperties": {"type": "string"}}},
+                },
+                "podMetricsEndpoints": {
+                    "type": "array",
+                    "items": {"type": "object", "properties": {"port": {"type": "string"}}},
+                },
+            },
+        },
+    },
+}
+"""What our objects have of two kinds, written down from their references."""
 FILES = {"RayJob": "ray.io_rayjobs.yaml", "RayCluster": "ray.io_rayclusters.yaml"}
 
 
@@ -44,16 +73,27 @@ def strict(schema: Any) -> Any:
 
 def errors(thing: dict[str, Any]) -> list[str]:
     """What the schemas say against an object, its pods included."""
-    if thing["apiVersion"] in ("kustomize.config.k8s.io/v1beta1", "monitoring.coreos.com/v1"):
-        return []  # their schemas are not here
+    if thing["kind"] in NO_SCHEMAS_HERE:
+        parts = NO_SCHEMAS_HERE[thing["kind"]]
+        validator = jsonschema.Draft202012Validator(
+            strict({"type": "object", "required": list(parts), "properties": parts})
+        )
+        found = [error.message for error in validator.iter_errors(thing)]
+        return [*found, *(_metadata_errors(thing) if "metadata" in thing else ())]
     if thing["apiVersion"] == "ray.io/v1":
         found = [f"{error.json_path}: {error.message}" for error in crd_validator(thing["kind"]).iter_errors(thing)]
+        found += _metadata_errors(thing)
         pods = [
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", **pod["metadata"]}, "spec": pod["spec"]}
             for pod in templates(thing)
         ]
         return [*found, *(error for pod in pods for error in core_errors(pod))]
     return core_errors(thing)
+
+
+def _metadata_errors(thing: dict[str, Any]) -> list[str]:
+    """What Kubernetes says against an object's metadata, which the schemas of others leave open."""
+    return core_errors({"apiVersion": "v1", "kind": "ConfigMap", "metadata": thing["metadata"]})
 
 
 def core_errors(thing: dict[str, Any]) -> list[str]:
