@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actors.errors import PreceptorError, UserError
+from actors.store import is_local, require_listed
 from configs.errors import ConfigError
 from orchestrator.registry.from_dir import find_runs, read_runs
 from orchestrator.registry.store import Registry
@@ -16,8 +17,10 @@ def sync(registry: Registry, folder: Path, note: Callable[[str], None]) -> int:
     version with other keys) is left out, and `note` is told why.
 
     Raises:
-        UserError: there is none, or the registry can't be used.
+        UserError: there is none, or folder or registry can't be used.
     """
+    if not is_local(folder):
+        require_listed(folder, key="--sync")
     places, num_read = list(find_runs(folder)), 0
     if not places:
         raise UserError(f"--sync: {folder} holds no run directory; allowed: a run.dir, or a folder with some")

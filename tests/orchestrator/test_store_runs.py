@@ -24,6 +24,7 @@ from orchestrator.mirrored import mirrored
 from orchestrator.progress import DRIVER_LOG
 from orchestrator.run_dir import existing_run, locked, new_run, same_data, same_plan
 from tests.object_store import BUCKET, Server, bucket, s3_server
+from tests.orchestrator.registry.small_runs import make_run
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,19 @@ def test_chat_and_lineage_take_the_url_of_a_run(tmp_path: Path, folder: Path) ->
 
 
 # --------------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize("option", ["--sync", "--dir"])
+def test_an_option_that_names_a_bucket_that_is_not_there_is_one_message(
+    option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["runs", "--registry", f"sqlite:///{tmp_path}/r.db"]
+    if option == "--dir":
+        command = ["reproduce", str(make_run(tmp_path / "run")), "--check"]
+    assert main([*command, option, "s3://no-such-bucket/run"]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"preceptor: {option}: s3://no-such-bucket/run can't be used: The specified bucket does not exist; allowed: "
+    )
 
 
 @pytest.mark.parametrize("command", ["resume", "report", "export"])
