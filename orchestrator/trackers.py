@@ -6,15 +6,11 @@ import importlib.util
 import json
 import os
 import re
-import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -34,10 +30,8 @@ SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 RUN_TAG = "preceptor.id"
 MLFLOW_BATCH, MLFLOW_VALUE_CHARS = 100, 6000
 """What it takes at a time, and of a value."""
-BEGIN_S, CLOSE_S = 60.0, 20.0
-"""Longest wait for a tracker at the start and at the end; between them no step waits for one."""
-LATE_S, MOST_WAITING = 30.0, 1000
-"""How far behind one is told of, and how many steps are kept for it."""
+FINISH_S = 15.0
+"""Longest wait of wandb for its server when a stage ends."""
 LIBRARIES: dict[TrackerName, tuple[str, str]] = {
     "tensorboard": ("tensorboardX", "tensorboardX"),
     "wandb": ("wandb", "wandb"),
@@ -127,7 +121,7 @@ class WeightsAndBiases:
             dir=str(scratch_of(tracked.run_dir)),
             config=dict(tracked.config),
             # wandb sends in the background, and would wait at the end for as long as it takes
-            settings=wandb.Settings(finish_timeout=CLOSE_S - 5, finish_timeout_raises=True),
+            settings=wandb.Settings(finish_timeout=FINISH_S, finish_timeout_raises=True),
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -267,134 +261,3 @@ def without_secrets(text: str) -> str:
         if value:
             text = text.replace(value, f"[{name}]")
     return text
-
-
-@contextmanager
-def trackers(
-    run: RunConfig, run_dir: Path, config: Mapping[str, Any], *, last_step: int, note: Callable[[str], None]
-) -> Iterator[list[Guarded]]:
-    """The trackers that the config names, each held so that its failure is told and ends only itself.
-
-    Raises:
-        UserError: where one can't even begin: no key, no server. A run that would be watched by nobody is refused before it costs anything.
-    """
-    tracked = Tracked(run=run, run_dir=run_dir, config=config, last_step=last_step, note=note)
-    made: list[Guarded] = []
-    failed = True
-    try:
-        for name in run.trackers:
-            one = Guarded(name, partial(MAKERS[name], tracked), last_step, note)
-            one.begin()
-            made.append(one)
-        yield made
-        failed = False
-    finally:
-        for tracker in made:
-            tracker.end(failed=failed)
-        for tracker in made:
-            tracker.wait()
-
-
-class Guarded:
-    """A tracker in a thread of its own, left alone after its first failure: a lost network or a full disk neither delays nor ends a run.
-    Steps that were committed before, and are computed again after a resume, it had already."""
-
-    def __init__(
-        self, name: TrackerName, make: Callable[[], Tracker], last_step: int, note: Callable[[str], None]
-    ) -> None:
-        self._name, self._make, self._last_step, self._note = name, make, last_step, note
-        self._begun: Future[None] = Future()
-        self._changed = threading.Condition()
-        self._waiting: deque[tuple[float, int, dict[str, float]]] = deque()
-        """Since when, step, metrics; the first is on its way."""
-        self._failed: bool | None = None
-        """None until the stage ends."""
-        self._left = self._late = False
-        self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
-
-    def begin(self) -> None:
-        """Waits until it is ready, `BEGIN_S` at most.
-
-        Raises:
-            UserError: it can't begin.
-        """
-        self._thread.start()
-        try:
-            error = self._begun.exception(BEGIN_S)
-        except TimeoutError:
-            error = TimeoutError(f"no answer within {BEGIN_S:g} s")
-            self.end(failed=True)
-        if isinstance(error, UserError):
-            raise error
-        if error is not None:
-            what = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
-            raise UserError(
-                f"run.trackers: {self._name} can't begin: {what}; allowed: {ALLOWED[self._name]}, or run.trackers without it"
-            ) from error
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A committed step's; returns at once."""
-        if step > self._last_step:
-            self.add(step, metrics)
-
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Further metrics of a step, or of what was before the first (0), that it cannot have had; returns at once."""
-        now = time.monotonic()
-        with self._changed:
-            if self._left:
-                return
-            self._waiting.append((now, step, dict(metrics)))
-            behind_s, num_waiting = now - self._waiting[0][0], len(self._waiting)
-            told, self._late = self._late, self._late or behind_s > LATE_S
-            self._changed.notify()
-        if num_waiting > MOST_WAITING:
-            self._leave(f"is {behind_s:.0f} s behind")
-        elif self._late and not told:
-            self._note(
-                f"{self._name}: is {behind_s:.0f} s behind; the run goes on, and what waits is sent when it answers"
-            )
-
-    def end(self, *, failed: bool) -> None:
-        """Nothing follows; returns at once."""
-        with self._changed:
-            self._failed = failed
-            self._changed.notify()
-
-    def wait(self) -> None:
-        """Until it has taken everything, `CLOSE_S` at most."""
-        if not self._left:
-            self._thread.join(CLOSE_S)
-            if self._thread.is_alive():
-                self._leave(f"did not take everything within {CLOSE_S:g} s of the end")
-
-    # -- the thread
-
-    def _work(self) -> None:
-        try:
-            tracker = self._make()
-        except Exception as error:  # noqa: BLE001 - supervision: `begin` raises it
-            return self._begun.set_exception(error)
-        self._begun.set_result(None)
-        try:
-            while (waiting := self._next()) is not None:
-                tracker.log(*waiting)
-                with self._changed:
-                    self._waiting.popleft()
-            tracker.close(failed=bool(self._failed))
-        except Exception as error:  # noqa: BLE001 - supervision: whatever a tracker raises, the run goes on
-            self._leave(without_secrets(f"{type(error).__name__}: {error}"))
-
-    def _next(self) -> tuple[int, dict[str, float]] | None:
-        """The oldest that waits; None where nothing will follow. Whoever made this thread ends it, however the stage ends."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._left or self._failed is not None)
-            return None if self._left or not self._waiting else self._waiting[0][1:]
-
-    def _leave(self, why: str) -> None:
-        with self._changed:
-            if self._left:
-                return
-            self._left = True
-            lacks = f"lacks the steps from {self._waiting[0][1]} on" if self._waiting else "may lack the end of the run"
-            self._changed.notify()
-        self._note(f"{self._name}: {why}. It {lacks}; the ledger has everything")

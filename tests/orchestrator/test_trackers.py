@@ -22,7 +22,8 @@ from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
 from actors.errors import UserError
 from configs.schema.run import RunConfig, TrackerName
 from orchestrator.progress import Progress
-from orchestrator.trackers import TRACKERS_FILE, Guarded, Tracked, check_trackers, trackers, without_secrets
+from orchestrator.trackers import TRACKERS_FILE, Tracked, check_trackers, without_secrets
+from orchestrator.tracking import Guarded, trackers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -114,7 +115,7 @@ class Slow:
 
 
 def test_no_step_waits_for_a_slow_tracker_and_it_gets_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.trackers.LATE_S", 0.0)
+    monkeypatch.setattr("orchestrator.tracking.LATE_S", 0.0)
     notes: list[str] = []
     slow = Slow()
     guarded = Guarded("tensorboard", lambda: slow, 2, notes.append)
@@ -134,7 +135,7 @@ def test_no_step_waits_for_a_slow_tracker_and_it_gets_all_of_them(monkeypatch: p
 
 
 def test_what_waits_for_a_tracker_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.trackers.MOST_WAITING", 2)
+    monkeypatch.setattr("orchestrator.tracking.MOST_WAITING", 2)
     notes: list[str] = []
     slow = Slow()
     guarded = Guarded("tensorboard", lambda: slow, 0, notes.append)
@@ -195,7 +196,7 @@ def test_an_mlflow_server_that_hangs_holds_no_step_up(
     tmp_path: Path, hanging: type[HangingMLflow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not hanging.deaf
-    monkeypatch.setattr("orchestrator.trackers.CLOSE_S", 0.2)
+    monkeypatch.setattr("orchestrator.tracking.CLOSE_S", 0.2)
     notes: list[str] = []
     with trackers(run(tmp_path, "mlflow"), tmp_path, {"stage": "sft"}, last_step=0, note=notes.append) as made:
         began = time.monotonic()
@@ -212,7 +213,7 @@ def test_an_mlflow_server_that_never_answers_refuses_the_run(
     tmp_path: Path, hanging: type[HangingMLflow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging.deaf = True
-    monkeypatch.setattr("orchestrator.trackers.BEGIN_S", 0.2)
+    monkeypatch.setattr("orchestrator.tracking.BEGIN_S", 0.2)
     with (
         pytest.raises(
             UserError, match=r"^run\.trackers: mlflow can't begin: TimeoutError: no answer within 0\.2 s; allowed: "
@@ -361,7 +362,8 @@ import sys, time, urllib.request
 from pathlib import Path
 import ray
 from configs.schema.run import RunConfig, TrackerName
-from orchestrator.trackers import metrics_url, trackers
+from orchestrator.trackers import metrics_url
+from orchestrator.tracking import trackers
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
          _system_config={"metrics_report_interval_ms": 500})
 config = RunConfig(dir=sys.argv[1], trackers=("prometheus",))
