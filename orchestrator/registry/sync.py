@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actors.errors import PreceptorError, UserError
-from actors.store import is_local, require_listed
+from actors.store import is_local, reading, require_listed
 from configs.errors import ConfigError
 from orchestrator.registry.from_dir import find_runs, read_runs
 from orchestrator.registry.store import Registry
@@ -21,7 +21,8 @@ def sync(registry: Registry, folder: Path, note: Callable[[str], None]) -> int:
     """
     if not is_local(folder):
         require_listed(folder, key="--sync")
-    places, num_read = list(find_runs(folder)), 0
+    with reading(folder):
+        places, num_read = list(find_runs(folder)), 0
     if not places:
         raise UserError(f"--sync: {folder} holds no run directory; allowed: a run.dir, or a folder with some")
     for place in places:
