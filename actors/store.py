@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from actors import durable
 from actors.errors import PreceptorError, UserError
+from configs.errors import ConfigError
 from configs.secrets import ALLOWED, holds_secret
 
 LOCAL_SCHEMES = ("file", "local")
@@ -84,11 +85,21 @@ def naming(path: Path, done: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileExistsError, PreceptorError):
+    except (FileExistsError, PreceptorError, ConfigError):
         raise
     except Exception as error:
         # every store's library has exceptions of its own, which are no OSError
         raise PreceptorError(f"{path} can't be {done}: {reason(error)}") from error
+
+
+@contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """For a block that reads many of a place's files, `naming` where it is a store's. A file system's own errors name their file."""
+    if is_local(place):
+        yield
+        return
+    with naming(place, "read"):
+        yield
 
 
 def read_bytes(path: Path) -> bytes:

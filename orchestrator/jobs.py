@@ -39,9 +39,11 @@ from orchestrator.run_dir import (
     same_plan,
     stored_config,
 )
+from orchestrator.sessions import read_sessions
 from orchestrator.signals import Stopped, interruptible
 from orchestrator.surroundings import cluster_address, place_of_run
-from orchestrator.trackers import check_trackers, trackers
+from orchestrator.trackers import check_trackers
+from orchestrator.tracking import trackers
 
 
 def run(config: Config, *, overrides_text: Sequence[str], progress: Progress, registry: str | None = None) -> None:
@@ -149,9 +151,9 @@ def _run_stage(
         recorder.begin(run_dir, num_gpus=num_gpus(plan))
 
     check_trackers(config.run.trackers)
-    last = num_committed(run_dir)
+    last, begun = num_committed(run_dir), bool(read_sessions(pipeline or run_dir))
     with (
-        trackers(config.run, run_dir, config.model_dump(), last_step=last, note=progress.note) as watching,
+        trackers(config.run, run_dir, config.model_dump(), last_step=last, note=progress.note, begun=begun) as watching,
         progress.tracking(watching, recorder),
     ):
         if isinstance(config, PPOStage):

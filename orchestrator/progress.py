@@ -23,7 +23,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from orchestrator.registry.recorder import Recorder
-    from orchestrator.trackers import Guarded
+    from orchestrator.tracking import Guarded
 
 DRIVER_LOG = "logs/driver.log"
 """In the run directory: what the driver's libraries write."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.errors import UserError
-from actors.store import entries, run_path
+from actors.store import entries, is_local, require_listed, run_path
 from configs.load import parse_config
 from configs.schema import Config, Pipeline, references
 from orchestrator.differences import Difference, Differences, Subject, differences, subject_of_run
@@ -27,12 +27,14 @@ def config_for(found: Sequence[WholeRun], folder: str | None) -> Config:
     """The run's resolved config, for a new run directory.
 
     Raises:
-        UserError: the directory is not new.
+        UserError: the directory is not new, or its store can't be used.
         ConfigError: the config is of another version and no longer valid.
     """
     values = copy.deepcopy(found[0].run.config)
     values["run"]["dir"] = folder or f"{found[0].run.run_dir}{SUFFIX}"
     place = run_path(values["run"]["dir"], "--dir").absolute()
+    if not is_local(place):
+        require_listed(place, key="--dir")
     if place.exists() and (not place.is_dir() or entries(place)):
         raise UserError(f"--dir: {place} is not empty; allowed: a new or empty folder, such as --dir {place}-2")
     for name, stage in values.get("stages", {}).items():

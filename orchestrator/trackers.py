@@ -1,4 +1,4 @@
-"""Metrics to where people watch them. The ledger has them all in any case; a tracker that fails must not end a run."""
+"""Metrics to where people watch them. The ledger has them all in any case; a tracker that fails or hangs must not end or delay a run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,8 @@ SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 RUN_TAG = "preceptor.id"
 MLFLOW_BATCH, MLFLOW_VALUE_CHARS = 100, 6000
 """What it takes at a time, and of a value."""
+FINISH_S = 15.0
+"""Longest wait of wandb for its server when a stage ends."""
 LIBRARIES: dict[TrackerName, tuple[str, str]] = {
     "tensorboard": ("tensorboardX", "tensorboardX"),
     "wandb": ("wandb", "wandb"),
@@ -93,10 +95,8 @@ class TensorBoard:
         from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
         # what a killed driver wrote of steps that were never committed is hidden
-        folder, suffix = (
-            str(scratch_of(tracked.run_dir) / TENSORBOARD_FOLDER),
-            f".{tracked.last_step}",
-        )  # two files of one second would have one name
+        folder = str(scratch_of(tracked.run_dir) / TENSORBOARD_FOLDER)
+        suffix = f".{tracked.last_step}"  # two files of one second would have one name
         self._writer = SummaryWriter(folder, purge_step=tracked.last_step + 1, filename_suffix=suffix)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -121,13 +121,19 @@ class WeightsAndBiases:
             resume="allow",
             dir=str(scratch_of(tracked.run_dir)),
             config=dict(tracked.config),
+            # wandb sends in the background, and would wait at the end for as long as it takes
+            settings=wandb.Settings(finish_timeout=FINISH_S, finish_timeout_raises=True),
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
 
     def close(self, *, failed: bool) -> None:
-        self._run.finish(exit_code=int(failed))
+        try:
+            self._run.finish(exit_code=int(failed))
+        except TimeoutError as error:
+            where = f"wandb/{Path(self._run.dir).parent.name} of the run directory"
+            raise PreceptorError(f"what it has not taken is in {where}, for `wandb sync`") from error
 
 
 class MLflow:
@@ -257,65 +263,3 @@ def told(error: Exception) -> str:
         if value:
             text = text.replace(value, f"[{name}]")
     return text
-
-
-@contextmanager
-def trackers(
-    run: RunConfig, run_dir: Path, config: Mapping[str, Any], *, last_step: int, note: Callable[[str], None]
-) -> Iterator[list[Guarded]]:
-    """The trackers that the config names, each held so that its failure is told and ends only itself.
-
-    Raises:
-        UserError: where one can't even begin: no key, no server. A run that would be watched by nobody is refused before it costs anything.
-    """
-    tracked = Tracked(run=run, run_dir=run_dir, config=config, last_step=last_step, note=note)
-    made: list[Guarded] = []
-    failed = True
-    try:
-        for name in run.trackers:
-            made.append(Guarded(name, _made(name, tracked), last_step, note))  # noqa: PERF401 - those before are closed
-        yield made
-        failed = False
-    finally:
-        for tracker in made:
-            tracker.close(failed=failed)
-
-
-def _made(name: TrackerName, tracked: Tracked) -> Tracker:
-    try:
-        return MAKERS[name](tracked)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"run.trackers: {name} can't begin: {told(error)}; allowed: {ALLOWED[name]}, or run.trackers without it"
-        ) from error
-
-
-class Guarded:
-    """A tracker that is left alone after its first failure: a full disk or a lost network is no reason to lose a run. Steps that were
-    committed before, and are computed again after a resume, it had already."""
-
-    def __init__(self, name: str, tracker: Tracker, last_step: int, note: Callable[[str], None]) -> None:
-        self._name, self._tracker, self._last_step, self._note = name, tracker, last_step, note
-        self._broken = False
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step > self._last_step:
-            self.add(step, metrics)
-
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Further metrics of a step, or of what was before the first (0), that it cannot have had."""
-        self._try(lambda: self._tracker.log(step, metrics))
-
-    def close(self, *, failed: bool) -> None:
-        self._try(lambda: self._tracker.close(failed=failed))
-
-    def _try(self, what: Callable[[], None]) -> None:
-        if self._broken:
-            return
-        try:
-            what()
-        except Exception as error:  # noqa: BLE001 - supervision: whatever a tracker raises, the run goes on
-            self._broken = True
-            self._note(f"{self._name}: {told(error)}. It gets no more of this run; the ledger has everything")

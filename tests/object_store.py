@@ -35,6 +35,8 @@ class Server:
         self._fail: list[int] = []
         self.lose_answers = 0
         """That many writes happen, and are then answered by 503."""
+        self.closed = ""
+        """Objects with this in their names are nobody's to read."""
         self.requests: list[str] = []
         """Method and path of each."""
 
@@ -46,6 +48,8 @@ class Server:
         self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         if self._fail:
             return self._failed(start_response, self._fail.pop())
+        if self.closed and self.closed in environ["PATH_INFO"]:
+            return self._failed(start_response, 403)
         if self.lose_answers and environ["REQUEST_METHOD"] == "PUT":
             self.lose_answers -= 1
             b"".join(self._app(environ, lambda *_: None))

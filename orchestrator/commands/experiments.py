@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def _register_runs(commands: Commands) -> None:
     add_registry(runs)
 
 
-def _runs(arguments: argparse.Namespace) -> None:
+def _runs(arguments: argparse.Namespace) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         raise BadInput(f"--limit: got {arguments.limit}; allowed: a whole number of at least 1")
     if arguments.sync is not None and "://" not in arguments.sync and not Path(arguments.sync).is_dir():
@@ -102,18 +103,22 @@ def _runs(arguments: argparse.Namespace) -> None:
     )
     address = needed(arguments.registry, "there is nothing to list")
     out = console()
+    unread: list[str] = []
     with Registry(address, create=arguments.sync is not None) as registry:
         if arguments.sync is not None:
-            added = sync(registry, run_path(arguments.sync, "--sync").absolute())
+            added = sync(registry, run_path(arguments.sync, "--sync").absolute(), unread.append)
             if not arguments.json:
                 out.print(f"{added} run directories read into {address}", soft_wrap=True)
         under = str(run_path(arguments.under, "--under").absolute()) if arguments.under is not None else None
         stages = arguments.stages or arguments.stage is not None
         found = select(registry.runs(stages=stages, stage=arguments.stage, under=under), wanted)
+    for one in unread:
+        print(f"preceptor: {one}", file=sys.stderr)
     if arguments.json:
         print(runs_json(found))
     else:
         print_runs(found, wanted, str(address), out)
+    return FAILED if unread else FINE
 
 
 def _show(arguments: argparse.Namespace) -> None:

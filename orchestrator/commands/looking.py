@@ -44,12 +44,14 @@ def register(commands: Commands) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     check_run_dir(arguments.run_dir)
+    from actors.store import reading, run_path
     from orchestrator.report.page import page
     from orchestrator.report.run import read_run
     from orchestrator.report.summary import print_summary
     from orchestrator.targets import check_target, write_target
 
-    found = read_run(arguments.run_dir)
+    with reading(run_path(arguments.run_dir, "RUN_DIR")):
+        found = read_run(arguments.run_dir)
     out = check_target(arguments.out or f"{arguments.run_dir.rstrip('/')}/report.html", "--out")
     write_target(out, page(found), "--out")
     print_summary(found, out, console())
@@ -96,9 +98,11 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _lineage(arguments: argparse.Namespace) -> None:
     import json
 
+    from actors.store import reading, run_path
     from orchestrator.lineage import read_lineage, tree_of
 
-    found = read_lineage(arguments.artefact)
+    with reading(run_path(arguments.artefact, "ARTEFACT")):
+        found = read_lineage(arguments.artefact)
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import PreceptorError, UserError
-from actors.store import is_local, run_path
+from actors.store import is_local, reading, run_path
 from configs.schema import DATA_KEY, Config, Pipeline, Stage, stage_models
 from configs.schema.ppo import PPOStage
 from orchestrator.checkpoints import MANIFEST
@@ -45,9 +45,13 @@ def read_runs(run_dir: Path, *, steps: bool = True) -> list[WholeRun]:
 
     Raises:
         UserError: where it holds no run.
-        PreceptorError: for a damaged file, naming it.
+        PreceptorError: for a damaged file, naming it, and where a store can't be read.
     """
-    folder = require_run(str(run_dir))
+    with reading(run_dir):
+        return _read_runs(require_run(str(run_dir)), steps=steps)
+
+
+def _read_runs(folder: Path, *, steps: bool) -> list[WholeRun]:
     config = stored_config(folder)
     if not isinstance(config, Pipeline):
         return [_whole(folder, config, part_of=_pipeline_of(folder), with_steps=steps)]

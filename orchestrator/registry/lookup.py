@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.errors import UserError
-from actors.store import run_path
+from actors.store import is_local, run_path
 from orchestrator.registry.address import OPTION, VARIABLE, Address, address_of
 from orchestrator.registry.from_dir import read_runs
 from orchestrator.registry.records import WholeRun
@@ -18,8 +18,13 @@ def look_up(text: str, option: str | None) -> list[WholeRun]:
         PreceptorError: for a run directory with a damaged file.
     """
     place = run_path(text, "RUN")
-    if place.is_dir():
+    if not is_local(place) or place.is_dir():
         return read_runs(place.absolute())
+    if "/" in text:
+        raise UserError(
+            f"RUN: got {text!r}, which is no folder; allowed: a run directory, or the beginning of a run's id (`preceptor runs --under "
+            "DIR` lists those whose directory was in DIR)"
+        )
     with Registry(needed(option, f"RUN: got {text!r}, which is no folder"), create=False) as registry:
         found = registry.find(text)
         stages = registry.runs(stages=True, part_of=found.run.id)

@@ -22,6 +22,15 @@ from orchestrator.registry.tables import Base, LockRow, RunRow, StepRow
 BUSY_TIMEOUT_S = 30.0
 """How long a writer waits for the others."""
 STATEMENT_TIMEOUT_S = 60.0
+SERVER_SETTINGS: dict[str, str | int] = {
+    "options": f"-c statement_timeout={round(STATEMENT_TIMEOUT_S * 1000)} -c lock_timeout={round(BUSY_TIMEOUT_S * 1000)}",
+    # a machine that is gone says nothing: after some 40 s without a sign of it the connection fails, and not after hours
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 40_000,
+}
+"""Of a connection to PostgreSQL, in libpq's words, where its address does not say otherwise."""
 LOST_AFTER_S = 120.0
 """A running run whose driver has not written for so long is shown as lost."""
 ROWS_AT_ONCE = 500
@@ -177,10 +186,7 @@ class RegistryError(UserError):
 
 def _engine(address: Address) -> Engine:
     if address.file is None:
-        timeout = (
-            f"-c statement_timeout={round(STATEMENT_TIMEOUT_S * 1000)} -c lock_timeout={round(BUSY_TIMEOUT_S * 1000)}"
-        )
-        given = {} if "options" in address.url.query else {"options": timeout}
+        given = {name: value for name, value in SERVER_SETTINGS.items() if name not in address.url.query}
         return create_engine(address.url, pool_pre_ping=True, connect_args=given)
     engine = create_engine(address.url, connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _prepare_sqlite)

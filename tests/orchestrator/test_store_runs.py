@@ -12,7 +12,7 @@ import pytest
 
 from actors.errors import PreceptorError, UserError
 from actors.local_files import scratch_of
-from actors.store import create_only, entries, read_bytes, write_whole
+from actors.store import create_only, entries, put_file, read_bytes, write_whole
 from configs.load import load_config
 from configs.schema import Pipeline
 from orchestrator import store_lock
@@ -24,6 +24,7 @@ from orchestrator.mirrored import mirrored
 from orchestrator.progress import DRIVER_LOG
 from orchestrator.run_dir import existing_run, locked, new_run, same_data, same_plan
 from tests.object_store import BUCKET, Server, bucket, s3_server
+from tests.orchestrator.registry.small_runs import make_run
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,41 @@ def test_chat_and_lineage_take_the_url_of_a_run(tmp_path: Path, folder: Path) ->
 
 
 # --------------------------------------------------------------------------------------------------------- the command line
+
+
+def test_a_run_whose_objects_cannot_be_read_is_one_message(
+    folder: Path, s3: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its bucket can be listed: so it is where rights are missing, or run out on the way."""
+    here = make_run(tmp_path / "run")
+    for file in (path for path in here.rglob("*") if path.is_file()):
+        put_file(file, folder / file.relative_to(here).as_posix())
+    monkeypatch.setenv("PRECEPTOR_REGISTRY", f"sqlite:///{tmp_path}/r.db")
+    assert main(["show", str(folder)]) == 0
+    capsys.readouterr()
+    commands: list[list[str]] = [["show"], ["diff", str(here)], ["report"], ["runs", "--sync"]]
+    for closed, more in (("config.yaml", [["lineage"]]), ("/ledger/", [])):
+        monkeypatch.setattr(s3, "closed", closed)
+        for command in [*commands, *more]:
+            assert main([*command, str(folder)]) == 1
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1, error
+            assert "can't be read" in error
+            assert str(folder) in error
+            assert "unexpected" not in error
+
+
+@pytest.mark.parametrize("option", ["--sync", "--dir"])
+def test_an_option_that_names_a_bucket_that_is_not_there_is_one_message(
+    option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["runs", "--registry", f"sqlite:///{tmp_path}/r.db"]
+    if option == "--dir":
+        command = ["reproduce", str(make_run(tmp_path / "run")), "--check"]
+    assert main([*command, option, "s3://no-such-bucket/run"]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"preceptor: {option}: s3://no-such-bucket/run can't be used: The specified bucket does not exist; allowed: "
+    )
 
 
 @pytest.mark.parametrize("command", ["resume", "report", "export"])

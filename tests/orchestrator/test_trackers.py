@@ -8,10 +8,13 @@ import re
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
@@ -19,7 +22,8 @@ from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
 from actors.errors import UserError
 from configs.schema.run import RunConfig, TrackerName
 from orchestrator.progress import Progress
-from orchestrator.trackers import TRACKERS_FILE, Guarded, Tracked, check_trackers, told, trackers
+from orchestrator.trackers import TRACKERS_FILE, Tracked, check_trackers, told
+from orchestrator.tracking import Guarded, trackers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -81,14 +85,142 @@ class Broken:
 def test_a_tracker_that_fails_is_told_once_and_left_alone() -> None:
     notes: list[str] = []
     broken = Broken()
-    guarded = Guarded("tensorboard", broken, 0, notes.append)
+    guarded = Guarded("tensorboard", lambda: broken, 0, notes.append)
+    guarded.begin()
     guarded.log(1, {})
     guarded.log(2, {})
-    guarded.close(failed=False)
+    guarded.end(failed=False)
+    guarded.wait()
     assert broken.asked == 1
     assert notes == [
-        "tensorboard: OSError: no space left on device. It gets no more of this run; the ledger has everything"
+        "tensorboard: OSError: no space left on device. It lacks the steps from 1 on; the ledger has everything"
     ]
+
+
+class Slow:
+    """Takes nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, float]] = []
+        self.ended: bool | None = None
+        self.asked, self.free = threading.Event(), threading.Event()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.asked.set()
+        assert self.free.wait(timeout=60)
+        self.taken += [(step, value) for value in metrics.values()]
+
+    def close(self, *, failed: bool) -> None:
+        self.ended = failed
+
+
+def test_no_step_waits_for_a_slow_tracker_and_it_gets_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.LATE_S", 0.0)
+    notes: list[str] = []
+    slow = Slow()
+    guarded = Guarded("tensorboard", lambda: slow, 2, notes.append)
+    guarded.begin()
+    metrics = {"score": 0.5}
+    for step in (2, 3, 4):
+        guarded.log(step, metrics)
+    metrics["score"] = 9.0
+    assert slow.asked.wait(timeout=60)
+    assert slow.taken == []
+    slow.free.set()
+    guarded.end(failed=True)
+    guarded.wait()
+    assert slow.taken == [(3, 0.5), (4, 0.5)]
+    assert slow.ended is True
+    assert notes == ["tensorboard: is 0 s behind; the run goes on, and what waits is sent when it answers"]
+
+
+def test_what_waits_for_a_tracker_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.MOST_WAITING", 2)
+    notes: list[str] = []
+    slow = Slow()
+    guarded = Guarded("tensorboard", lambda: slow, 0, notes.append)
+    guarded.begin()
+    for step in (1, 2, 3, 4):
+        guarded.log(step, {"score": 0.5})
+    guarded.end(failed=False)
+    guarded.wait()
+    slow.free.set()
+    assert notes == ["tensorboard: is 0 s behind. It lacks the steps from 1 on; the ledger has everything"]
+
+
+class HangingMLflow(BaseHTTPRequestHandler):
+    """Answers as MLflow's server does until a run has metrics to log, then no more."""
+
+    answers: ClassVar = {
+        "experiments/create": {"experiment_id": "1"},
+        "runs/search": {},
+        "runs/create": {"run": {"info": {"run_id": "r", "experiment_id": "1", "status": "RUNNING"}, "data": {}}},
+        "runs/log-batch": {},
+    }
+    deaf = False
+    free: ClassVar = threading.Event()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.deaf or b'"metrics"' in body:
+            self.free.wait(timeout=60)
+            self.close_connection = True
+            return
+        answer = json.dumps(self.answers[self.path.partition("/mlflow/")[2]]).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[HangingMLflow]]:
+    """A server that accepts every connection, and at some point never answers."""
+    free = threading.Event()
+    handler = type("Handler", (HangingMLflow,), {"free": free})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the abandoned thread ends with the test
+        yield handler
+        free.set()
+        server.shutdown()
+
+
+def test_an_mlflow_server_that_hangs_holds_no_step_up(
+    tmp_path: Path, hanging: type[HangingMLflow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not hanging.deaf
+    monkeypatch.setattr("orchestrator.tracking.CLOSE_S", 0.2)
+    notes: list[str] = []
+    with trackers(run(tmp_path, "mlflow"), tmp_path, {"stage": "sft"}, last_step=0, note=notes.append) as made:
+        began = time.monotonic()
+        for step in (1, 2):
+            made[0].log(step, {"score": 0.5})
+        assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5
+    assert notes == [
+        "mlflow: did not take everything within 0.2 s of the end. It lacks the steps from 1 on; the ledger has everything"
+    ]
+
+
+def test_an_mlflow_server_that_never_answers_refuses_the_run(
+    tmp_path: Path, hanging: type[HangingMLflow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging.deaf = True
+    monkeypatch.setattr("orchestrator.tracking.BEGIN_S", 0.2)
+    with (
+        pytest.raises(
+            UserError, match=r"^run\.trackers: mlflow can't begin: TimeoutError: no answer within 0\.2 s; allowed: "
+        ),
+        trackers(run(tmp_path, "mlflow"), tmp_path, {"stage": "sft"}, last_step=0, note=print),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -232,7 +364,8 @@ import sys, time, urllib.request
 from pathlib import Path
 import ray
 from configs.schema.run import RunConfig, TrackerName
-from orchestrator.trackers import metrics_url, trackers
+from orchestrator.trackers import metrics_url
+from orchestrator.tracking import trackers
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
          _system_config={"metrics_report_interval_ms": 500})
 config = RunConfig(dir=sys.argv[1], trackers=("prometheus",))

@@ -80,6 +80,15 @@ def test_a_pipeline_goes_on_where_it_was_broken_off(project: Path, reference: Pa
     assert evaluation(run_dir / "judge") == evaluation(reference)
 
 
+def test_a_run_is_reproduced_to_the_bit(project: Path, reference: Path) -> None:
+    run_dir = project / "reproduced"
+    with Driver(project, run_dir, "reproduce", str(reference), "--dir", str(run_dir)) as driver:
+        finish(driver)
+    assert driver.output.startswith("the same\nthe run was deterministic"), driver.output
+    assert digests(run_dir) == digests(reference)
+    assert evaluation(run_dir) == evaluation(reference)
+
+
 def test_ranking_goes_on_where_it_was_broken_off(project: Path) -> None:
     small = {key: ppo_config()[key] for key in ("run", "cluster", "data")}
     rollout = {"responses_per_prompt": 3, "max_response_tokens": 6, "prompts_per_wave": 1, "threads_per_engine": 1}

@@ -120,6 +120,31 @@ def test_bad_filters_are_one_message(
     assert said(capsys, "runs", *argv, code=2) == f"preceptor: {message}"
 
 
+def test_a_directory_that_cannot_be_read_does_not_keep_the_others_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c"):
+        make_run(tmp_path / "runs" / name)
+    with (tmp_path / "runs" / "a" / "config.yaml").open("a") as config:
+        config.write("of_a_later_version: 1\n")
+    (tmp_path / "runs" / "b" / "sessions" / "00000001.begin.json").write_text("{")
+    argv = ["runs", "--sync", str(tmp_path / "runs"), "--registry", f"sqlite:///{tmp_path}/r.db", "--json"]
+    assert cli.main(argv) == 1
+    out = capsys.readouterr()
+    assert [run["name"] for run in json.loads(out.out)] == ["c"]
+    assert f"preceptor: {tmp_path}/runs/a is left out: " in out.err
+    assert "of_a_later_version" in out.err
+    assert f"preceptor: {tmp_path}/runs/b is left out: {tmp_path}/runs/b/sessions/00000001.begin.json can't" in out.err
+
+
+def test_a_folder_that_is_not_there_is_no_beginning_of_an_id(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["show"], ["reproduce"], ["compare", str(runs / "a")], ["diff", str(runs / "a")]):
+        assert said(capsys, *command, f"{runs}/gone", code=2) == (
+            f"preceptor: RUN: got '{runs}/gone', which is no folder; allowed: a run directory, or the beginning of a run's id (`preceptor "
+            "runs --under DIR` lists those whose directory was in DIR)"
+        )
+
+
 def test_a_run_refuses_a_bad_registry_before_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(Path(__file__).resolve().parents[3] / "configs/recipes/bandit.yaml")
     run_dir = tmp_path / "run"

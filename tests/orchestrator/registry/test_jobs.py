@@ -18,6 +18,7 @@ from orchestrator.registry.address import Address
 from orchestrator.registry.store import Registry
 from orchestrator.run_dir import DATA_FILE
 from orchestrator.sessions import begin_session
+from orchestrator.trackers import MAKERS, TensorBoard, Tracked, Tracker
 from tests.orchestrator.registry.small_runs import commit, values
 from tests.orchestrator.small_stages import LAPTOP
 
@@ -90,6 +91,32 @@ def test_a_run_that_fails_says_why(
         runs = {run.name: (run.state, run.error) for run in registry.runs(stages=True)}
     failed = ("failed", "ZeroDivisionError: division by zero")
     assert runs == {"run": failed, "one": failed}
+
+
+@pytest.mark.parametrize("failing", ["one", "two"])
+def test_a_tracker_that_cannot_begin_refuses_only_a_run_that_has_not_begun(
+    failing: str,
+    stops: dict[str, int],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def make(tracked: Tracked) -> Tracker:
+        if tracked.run_dir == tmp_path / "run" / failing:
+            raise OSError("no route to host")
+        return TensorBoard(tracked)
+
+    monkeypatch.setitem(MAKERS, "tensorboard", make)
+    code = cli.main(["run", str(write_pipeline(tmp_path)), "run.trackers=[tensorboard]", "--registry", "off"])
+    told = "run.trackers: tensorboard can't begin: OSError: no route to host; allowed: a run directory in which"
+    out = capfd.readouterr()
+    if failing == "one":
+        assert code == 2
+        assert told in out.err
+    else:
+        assert code == 0
+        assert told in out.out
+        assert ", or run.trackers without it. The run goes on; the ledger has everything\n" in out.out
 
 
 def test_without_a_registry_everything_runs_as_well(

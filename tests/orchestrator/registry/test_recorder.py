@@ -232,14 +232,14 @@ def test_directories_are_read_into_a_registry_again_and_again(address: Address, 
     make_run(tmp_path / "runs/deep/b", losses=(5.0,), end="failed", num_gpus=4)
     with Registry(address) as registry:
         for _ in range(2):
-            assert sync(registry, tmp_path / "runs") == 2
+            assert sync(registry, tmp_path / "runs", pytest.fail) == 2
         found = {run.name: run for run in registry.runs(stages=False)}
         assert (found["a"].state, found["a"].metrics, found["a"].num_steps) == ("finished", {"loss": 1.0}, 3)
         assert (found["b"].state, found["b"].error) == ("failed", "the disk is full")
         assert found["b"].gpu_s == pytest.approx(4 * found["b"].active_s)
         assert found["a"].overrides == ["model.optimizer.lr=1e-3"]
         with pytest.raises(UserError, match=r"--sync: .* holds no run directory"):
-            sync(registry, tmp_path / "runs" / "a" / "ledger")
+            sync(registry, tmp_path / "runs" / "a" / "ledger", pytest.fail)
 
 
 def test_the_folder_tells_the_state(tmp_path: Path) -> None:

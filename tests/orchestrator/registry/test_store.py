@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -19,6 +20,7 @@ from orchestrator.registry.records import RunRecord, StepRecord
 from orchestrator.registry.store import Registry
 from orchestrator.registry.tables import REVISION, Base
 from orchestrator.sessions import State
+from tests.orchestrator.registry.conftest import new_database
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = RunRecord(
@@ -265,6 +267,22 @@ def test_a_server_that_does_not_answer_is_told_without_its_password(monkeypatch:
     ) as caught:
         Registry(address)
     assert "secret" not in str(caught.value)
+
+
+def test_a_server_whose_machine_is_gone_is_noticed(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By TCP itself, as nothing else would end the wait for an answer; the address may say otherwise."""
+    monkeypatch.setenv("PRECEPTOR_REGISTRY", f"{new_database(postgres)}?tcp_user_timeout=9000")
+    address = address_of()
+    assert address is not None
+    with Registry(address) as registry, registry._engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        settings = driver.info.get_parameters()
+        limits = connection.execute(
+            text("SELECT current_setting('statement_timeout'), current_setting('lock_timeout')")
+        )
+        assert tuple(limits.one()) == ("1min", "30s")
+    assert settings["tcp_user_timeout"] == "9000"
+    assert int(settings["keepalives_idle"]) + 4 * int(settings["keepalives_interval"]) <= 60
 
 
 def test_a_wrong_password_is_told_without_it(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
