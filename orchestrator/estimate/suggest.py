@@ -196,7 +196,7 @@ def _memory_effect(base: _Tried, other: _Tried) -> str:
         texts.append(f"{num_gpus(base.plan)} -> {num_gpus(other.plan)} GPUs")
     verdict = f"{most} still {gib_text(lacking[most])} too much" if lacking else "fits"
     slower = _step_text(base, other) if base.estimate.time and other.estimate.time else ""
-    return ", ".join(filter(None, (*texts, verdict, slower)))
+    return ", ".join(filter(None, (*texts, verdict, slower, _lacking_package(other))))
 
 
 # ---------------------------------------------------------------------------------------------------------------- is slow
@@ -252,7 +252,11 @@ def _time_effect(base: _Tried, other: _Tried) -> str:
         if hours[0] and hours[1] and hours[0] - hours[1] >= 1
         else ""
     )
-    return ", ".join(filter(None, (_step_text(base, other), fewer, saved)))
+    return ", ".join(filter(None, (_step_text(base, other), fewer, saved, _lacking_package(other))))
+
+
+def _lacking_package(other: _Tried) -> str:
+    return "needs the package flash-attn" if "flash_attention_2" in other.change.values() else ""
 
 
 def _step_text(base: _Tried, other: _Tried) -> str:

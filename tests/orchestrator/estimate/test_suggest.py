@@ -80,6 +80,8 @@ def test_what_fits_gets_changes_that_save_the_seconds_they_say() -> None:
         assert after.time is not None
         config = load_config(PPO_8B, (H100, *suggestion.change.split(" ")))
         assert isinstance(config, Stage)
+        # which the locks do not have
+        assert ("flash_attention_2" in suggestion.change) == ("needs the package flash-attn" in suggestion.effect)
         gpus = num_gpus(make_plan(config, None))
         assert gpus <= 8
         assert (before.time.step_s * 8 - after.time.step_s * gpus) / 8 == pytest.approx(suggestion.gain)
