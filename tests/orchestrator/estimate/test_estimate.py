@@ -24,7 +24,7 @@ from orchestrator.estimate.records import Estimate, Item, Suggestion
 from orchestrator.estimate.shapes import UnknownModel
 from orchestrator.estimate.timing import full_estimates
 from orchestrator.plan import make_plan
-from orchestrator.plan_records import Plan
+from orchestrator.plan_records import Plan, PPOPlan
 
 ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30
@@ -119,6 +119,7 @@ def test_groups_of_their_own_never_sleep(config: Path) -> None:
 def test_a_bundle_stores_its_part_of_a_steps_trajectories_and_buckets_of_weights(config: Path) -> None:
     many = ("ppo.prompts_per_step=40", "rollout.prompts_per_wave=8", "rollout.group=e", "rollout.num_engines=2")
     found, plan = estimated(config, *many, "policy.placement.group=p", "policy.placement.num_ranks=4")
+    assert isinstance(plan, PPOPlan)
     whole = plan.trajectories_per_step * (512 + 128) * STORED_BYTES_PER_TOKEN
     # 5 waves over 2 engines: 3 and 2
     assert found.groups["e"].shared_bytes_per_bundle == pytest.approx(whole * 3 / 5)
