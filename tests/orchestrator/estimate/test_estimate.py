@@ -178,6 +178,17 @@ def test_a_machine_holds_all_ranks(config: Path) -> None:
         check_fits(found, plan, stage="ppo")
 
 
+def test_a_cluster_that_is_joined_is_not_held_against_this_machines_memory(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the config names it or RAY_ADDRESS, as in jobs."""
+    on_cpu = ("cluster.device=cpu", "cluster.address=null")
+    monkeypatch.setattr("orchestrator.estimate.preflight.local_memory_bytes", lambda: 2**20)
+    assert "memory of this machine: needs " in refused(config, *on_cpu)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_memory(load_config(config, on_cpu))
+
+
 def test_stages_of_a_pipeline_have_the_sizes_of_what_they_start_from(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(
