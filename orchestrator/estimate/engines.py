@@ -108,7 +108,7 @@ def _gpu_engine(model: EngineModel, weights: Item) -> tuple[tuple[Item, ...], fl
 
 def _capacity(model: EngineModel, cache: float) -> EngineCapacity:
     shape, d = model.shape, BYTES[model.rollout.dtype]
-    copies = max(1.0, model.rollout.tensor_parallel / shape.num_kv_heads)
+    copies = max(1.0, model.rollout.tensor_parallel / shape.cached_heads)
     per_token = shape.kv_elements * shape.num_layers * d * copies
     return EngineCapacity(
         kv_bytes_per_token=per_token, kv_cache_bytes=cache, sequences=cache / (per_token * model.longest)

@@ -66,6 +66,8 @@ def plan_stages(config: Config, lengths: Lengths | None = None) -> dict[str, Pla
         try:
             make_plan(stage, machines[name])
         except ConfigError as error:
+            if not _runs_elsewhere(stage):
+                raise
             machines[name], lacking[name] = None, error.problems
     return _planned(config, machines, lacking, lengths)
 
@@ -90,6 +92,14 @@ def _planned(
         )
         for name, stage in stages.items()
     }
+
+
+def _runs_elsewhere(stage: Stage) -> bool:
+    try:
+        make_plan(stage, None)
+    except ConfigError:
+        return False
+    return True
 
 
 def _this_machine(stage: Stage) -> Machine | None:

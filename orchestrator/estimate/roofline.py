@@ -117,7 +117,9 @@ class Sharded:
         # stages 2 and 3 reduce in every micro-batch; forward, backward and recomputation each gather
         moved = self._gathers(3 if checkpointing else 2) + (gradients if stage >= 2 else 0.0)
         learned = self._passes(batch, passes, share=self.hardware.efficiencies.training, network_bytes=moved)
-        once = {0: 2 * gradients, 1: gradients + self.weight_bytes, 2: self.weight_bytes, 3: 0.0}[stage]
+        # an all-reduce is two; DeepSpeed's BF16_Optimizer, which is stage 1 in bf16, makes one where a half of it would do
+        summed = 2 * gradients if stage == 0 or self.engine.dtype == "bf16" else gradients
+        once = {0: summed, 1: summed + self.weight_bytes, 2: self.weight_bytes, 3: 0.0}[stage]
         reduced = Duration(seconds=self.collective_s(once), bound="network")
         return learned.then(reduced, self._optimizer())
 

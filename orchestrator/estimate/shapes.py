@@ -66,6 +66,12 @@ class ModelShape:
         return sum(layer.count for layer in self.layers)
 
     @property
+    def cached_heads(self) -> int:
+        """Of keys and values, that an engine's GPUs share out; 1: the cache is one narrow vector a token, which each of them holds."""
+        narrow = self.kv_elements < self.num_kv_heads * (self.head_dim + self.value_dim)
+        return 1 if narrow else self.num_kv_heads
+
+    @property
     def head_params(self) -> int:
         """Of the output head's own; 0 where it is tied."""
         return 0 if self.tied else self.vocab_size * self.hidden_size

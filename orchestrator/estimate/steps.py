@@ -57,7 +57,8 @@ class Lengths:
             }
         else:
             both = "--prompt-tokens and --response-tokens"
-            limits = {both: (self.sequence(0), "data.max_tokens", stage.data.max_tokens)}
+            given_both = (self.prompt_tokens or 0) + (self.response_tokens or 0)
+            limits = {both: (given_both, "data.max_tokens", stage.data.max_tokens)}
         return [
             Problem(key=name, got=f"got {given:g}", allowed=f"at most {key} of stage {stage.stage} ({limit})")
             for name, (given, key, limit) in limits.items()
@@ -68,9 +69,10 @@ class Lengths:
         return self.prompt_tokens or prompt_limit, self.response_tokens or response_limit
 
     def sequence(self, limit: int) -> float:
-        """Of a supervised stage: prompt and answer together."""
-        given = (self.prompt_tokens or 0) + (self.response_tokens or 0)
-        return given or limit
+        """Of a supervised stage: prompt and answer together, as long as the stage allows where one of them is not given."""
+        if self.prompt_tokens is None or self.response_tokens is None:
+            return limit
+        return self.prompt_tokens + self.response_tokens
 
     def in_words(self) -> str:
         if self.prompt_tokens is None and self.response_tokens is None:

@@ -9,7 +9,7 @@ A change that the schema, the plan or a GPU's memory refuses is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,12 @@ from pydantic import ValidationError
 
 from configs.errors import ConfigError
 from configs.schema import Stage
-from configs.schema.engine import EngineConfig, FrozenConfig, TrainerConfig
-from configs.schema.ppo import PPOStage
-from configs.schema.rank import RankStage
-from configs.schema.rollout import RolloutConfig
+from orchestrator.estimate.candidates import Change, candidates, more_gpus, trained_section
 from orchestrator.estimate.numbers import duration_text, gib_text
 from orchestrator.estimate.records import Estimate, Suggestion
 from orchestrator.plan import make_plan, num_gpus
-from orchestrator.plan_records import Machine, Plan, PPOPlan
+from orchestrator.plan_records import Machine, Plan
 
-Change = dict[str, object]
-"""Keys of the stage to their new values."""
 Attempt = Callable[["_Tried", Change], "_Tried | None"]
 """A config with a further change; None where it is refused."""
 Estimator = Callable[[Stage, Plan], Estimate]
@@ -39,12 +34,10 @@ LEAST_GAIN_FRAC = 0.02
 """Of a step's GPU-seconds; less is within what an estimate can tell."""
 MOST_TOGETHER = 4
 """Changes combined where none alone makes it fit."""
+FIRSTS = 6
+"""That such combinations begin with."""
 LEAST_PART = 0.05
 """Of the bytes that are too many, that a suggestion saves."""
-MICRO_BATCH_LIMIT = 65536
-"""Tokens of a micro-batch that a suggestion goes up to."""
-MEMORY_FRAC_LIMIT = 0.9
-"""Of a GPU, that a suggestion gives to an engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +85,7 @@ def suggest(
     def attempt(on: _Tried, change: Change) -> _Tried | None:
         return _try(on, change, estimator, machine)
 
-    tried = [found for change in _candidates(base) if (found := attempt(base, change)) is not None]
+    tried = [found for change in candidates(base.config, base.plan) if (found := attempt(base, change)) is not None]
     if base.lacking:
         return _to_fit(base, tried, attempt)
     fitting = [each for each in tried if not each.lacking]
@@ -124,7 +117,14 @@ def _try(base: _Tried, change: Change, estimator: Estimator, machine: Machine | 
 
 
 def _to_fit(base: _Tried, tried: list[_Tried], attempt: Attempt) -> tuple[Suggestion, ...]:
-    tried = [*tried, *(found for change in _more_gpus(base) if (found := attempt(base, change)) is not None)]
+    tried = [
+        *tried,
+        *(
+            found
+            for change in more_gpus(base.config, base.plan, base.lacking)
+            if (found := attempt(base, change)) is not None
+        ),
+    ]
     useful = [each for each in tried if _helps(base, each, base)]
     # what fits with the GPUs that there are comes before what takes more; what only helps counts where nothing fits
     useful.sort(
@@ -139,13 +139,6 @@ def _to_fit(base: _Tried, tried: list[_Tried], attempt: Attempt) -> tuple[Sugges
         Suggestion(change=each.text, effect=_memory_effect(base, each), gain=_bytes_saved(base, each))
         for each in _of_their_own(enough or useful)[:MOST]
     )
-
-
-def _more_gpus(base: _Tried) -> Iterator[Change]:
-    """Twice the ranks for the roles of groups that lack memory."""
-    lacking = [group for name, group in base.plan.groups.items() if name in base.lacking]
-    for group in lacking:
-        yield {_num_ranks_key(role): 2 * group.num_bundles for role in group.roles}
 
 
 def _of_their_own(tried: list[_Tried]) -> list[_Tried]:
@@ -172,7 +165,17 @@ def _helps(before: _Tried, after: _Tried, base: _Tried) -> bool:
 
 
 def _together(base: _Tried, useful: list[_Tried], attempt: Attempt) -> _Tried:
-    """Useful changes on top of each other, the best first, until it fits."""
+    """Changes on top of each other, each of the best as the first in turn, until it fits; else what saves most."""
+    found = []
+    for first in useful[:FIRSTS]:
+        found.append(_on_top(base, [first, *useful], attempt))
+        if not found[-1].lacking:
+            break
+    return max(found, key=lambda each: _bytes_saved(base, each))
+
+
+def _on_top(base: _Tried, useful: list[_Tried], attempt: Attempt) -> _Tried:
+    """Useful changes, one after the other, until it fits."""
     best, used = base, 0
     for each in useful:
         if used == MOST_TOGETHER or not best.lacking:
@@ -196,7 +199,7 @@ def _memory_effect(base: _Tried, other: _Tried) -> str:
         texts.append(f"{num_gpus(base.plan)} -> {num_gpus(other.plan)} GPUs")
     verdict = f"{most} still {gib_text(lacking[most])} too much" if lacking else "fits"
     slower = _step_text(base, other) if base.estimate.time and other.estimate.time else ""
-    return ", ".join(filter(None, (*texts, verdict, slower)))
+    return ", ".join(filter(None, (*texts, verdict, slower, _lacking_package(other))))
 
 
 # ---------------------------------------------------------------------------------------------------------------- is slow
@@ -231,7 +234,7 @@ def _leaner(base: _Tried, lacking: _Tried, attempt: Attempt) -> _Tried | None:
     roles = [
         role for group in lacking.lacking if group in lacking.plan.groups for role in lacking.plan.groups[group].roles
     ]
-    sections = [SECTIONS[role] for role in roles if role in TRAINED]
+    sections = [key for role in roles if (key := trained_section(lacking.config, role)) is not None]
     if not sections:
         return None
     for saving in ({"activation_checkpointing": True}, {"offload_optimizer": True, "activation_checkpointing": True}):
@@ -252,7 +255,11 @@ def _time_effect(base: _Tried, other: _Tried) -> str:
         if hours[0] and hours[1] and hours[0] - hours[1] >= 1
         else ""
     )
-    return ", ".join(filter(None, (_step_text(base, other), fewer, saved)))
+    return ", ".join(filter(None, (_step_text(base, other), fewer, saved, _lacking_package(other))))
+
+
+def _lacking_package(other: _Tried) -> str:
+    return "needs the package flash-attn" if "flash_attention_2" in other.change.values() else ""
 
 
 def _step_text(base: _Tried, other: _Tried) -> str:
@@ -262,125 +269,6 @@ def _step_text(base: _Tried, other: _Tried) -> str:
     if abs(after / before - 1) < 0.005:
         return "a step as long as before"
     return f"step {duration_text(before)} -> {duration_text(after)} ({after / before - 1:+.0%})"
-
-
-# ------------------------------------------------------------------------------------------------------------- candidates
-
-
-SECTIONS = {"policy": "policy", "critic": "critic", "reference": "reference", "reward": "reward.model"}
-"""Role of a PPO run to the section of its model."""
-TRAINED = ("policy", "critic")
-
-
-def _candidates(base: _Tried) -> Iterator[Change]:
-    config = base.config
-    if isinstance(config, PPOStage):
-        sections: dict[str, TrainerConfig | FrozenConfig] = {"policy": config.policy, "critic": config.critic}
-        if "reference" in base.plan.roles:
-            sections["reference"] = config.reference
-        if config.reward.model is not None:
-            sections["reward"] = config.reward.model
-        every = [
-            list(_engine_changes(f"{SECTIONS[role]}.engine", section.engine, trained=role in TRAINED))
-            for role, section in sections.items()
-        ]
-        for changes in every:
-            yield from changes
-        yield from _of_all(every)
-        yield from _rollout_changes(config.rollout)
-        yield from _moves(base)
-        yield from _joint(base)
-        assert isinstance(base.plan, PPOPlan)
-        yield _everything_together(config, base.plan)
-    elif isinstance(config, RankStage):
-        yield from _rollout_changes(config.rollout)
-    else:
-        yield from _engine_changes("model.engine", config.model.engine, trained=True)
-
-
-def _of_all(every: list[list[Change]]) -> Iterator[Change]:
-    """The same change of every section that it is known for."""
-    alike: dict[tuple[str, object], Change] = {}
-    for changes in every:
-        for change in changes:
-            for key, value in change.items():
-                alike.setdefault((key.rpartition(".")[2], value), {})[key] = value
-    yield from (change for change in alike.values() if len(change) > 1)
-
-
-def _engine_changes(key: str, engine: EngineConfig, *, trained: bool) -> Iterator[Change]:
-    for stage in (0, 1, 2, 3) if trained else (0, 3):
-        yield {f"{key}.zero_stage": stage}
-    if trained:
-        yield {f"{key}.activation_checkpointing": not engine.activation_checkpointing}
-        yield {f"{key}.offload_optimizer": not engine.offload_optimizer}
-    if engine.attention != "flash_attention_2":
-        yield {f"{key}.attention": "flash_attention_2"}
-    for tokens in (engine.micro_batch_tokens // 4, engine.micro_batch_tokens // 2, engine.micro_batch_tokens * 2):
-        if 0 < tokens <= MICRO_BATCH_LIMIT:
-            yield {f"{key}.micro_batch_tokens": tokens}
-    if trained and engine.dtype == "fp32" and engine.zero_stage > 0:
-        yield {f"{key}.dtype": "bf16"}
-
-
-def _rollout_changes(rollout: RolloutConfig) -> Iterator[Change]:
-    if rollout.enforce_eager:
-        yield {"rollout.enforce_eager": False}
-    for step in (-0.2, -0.1, 0.1, 0.2):
-        share = round(rollout.gpu_memory_frac + step, 2)
-        if 0 < share <= MEMORY_FRAC_LIMIT:
-            yield {"rollout.gpu_memory_frac": share}
-    for prompts in (rollout.prompts_per_wave // 2, rollout.prompts_per_wave * 2):
-        if prompts:
-            yield {"rollout.prompts_per_wave": prompts}
-    engines, size = rollout.num_engines, rollout.tensor_parallel
-    if engines % 2 == 0:
-        yield {"rollout.num_engines": engines // 2, "rollout.tensor_parallel": size * 2}
-    if size % 2 == 0:
-        yield {"rollout.num_engines": engines * 2, "rollout.tensor_parallel": size // 2}
-
-
-def _num_ranks_key(role: str) -> str:
-    return "rollout.num_engines" if role == "rollout" else f"{SECTIONS[role]}.placement.num_ranks"
-
-
-def _group_key(role: str) -> str:
-    return "rollout.group" if role == "rollout" else f"{SECTIONS[role]}.placement.group"
-
-
-def _moves(base: _Tried) -> Iterator[Change]:
-    """GPUs from one group to another: as many as the other's next rank takes; and groups one bundle smaller."""
-    groups = [group for group in base.plan.groups.values() if group.gpus_per_bundle]
-    for giver in groups:
-        if giver.num_bundles == 1:
-            continue
-        smaller: Change = {_num_ranks_key(role): giver.num_bundles - 1 for role in giver.roles}
-        yield dict(smaller)
-        for taker in groups:
-            if taker != giver and taker.gpus_per_bundle == giver.gpus_per_bundle:
-                yield smaller | {_num_ranks_key(role): taker.num_bundles + 1 for role in taker.roles}
-
-
-def _joint(base: _Tried) -> Iterator[Change]:
-    """One group's roles on another's GPUs, with as many ranks as that has."""
-    groups = [group for group in base.plan.groups.values() if group.gpus_per_bundle]
-    for guest in groups:
-        for host in groups:
-            if guest != host and "rollout" not in guest.roles:
-                joined: Change = {_group_key(role): host.name for role in guest.roles}
-                yield joined | {_num_ranks_key(role): host.num_bundles for role in guest.roles}
-
-
-def _everything_together(config: PPOStage, plan: PPOPlan) -> Change:
-    """All roles on all GPUs, taking turns; what leaves its GPU must be of a stage that can."""
-    count = num_gpus(plan)
-    on_gpus = [role for role, placed in plan.roles.items() if placed.gpus_per_rank]
-    change: Change = {_group_key(role): "all" for role in on_gpus}
-    change |= {_num_ranks_key(role): count for role in on_gpus}
-    for role in TRAINED:
-        change |= {f"{role}.engine.zero_stage": 2, f"{role}.engine.offload_optimizer": False}
-    waves = min(config.rollout.prompts_per_wave, max(1, plan.prompts_per_step // count))
-    return change | {"rollout.tensor_parallel": 1, "rollout.prompts_per_wave": waves}
 
 
 def _value_text(value: object) -> str:

@@ -24,7 +24,7 @@ from orchestrator.estimate.records import Estimate, Item, Suggestion
 from orchestrator.estimate.shapes import UnknownModel
 from orchestrator.estimate.timing import full_estimates
 from orchestrator.plan import make_plan
-from orchestrator.plan_records import Plan
+from orchestrator.plan_records import Plan, PPOPlan
 
 ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30
@@ -119,6 +119,7 @@ def test_groups_of_their_own_never_sleep(config: Path) -> None:
 def test_a_bundle_stores_its_part_of_a_steps_trajectories_and_buckets_of_weights(config: Path) -> None:
     many = ("ppo.prompts_per_step=40", "rollout.prompts_per_wave=8", "rollout.group=e", "rollout.num_engines=2")
     found, plan = estimated(config, *many, "policy.placement.group=p", "policy.placement.num_ranks=4")
+    assert isinstance(plan, PPOPlan)
     whole = plan.trajectories_per_step * (512 + 128) * STORED_BYTES_PER_TOKEN
     # 5 waves over 2 engines: 3 and 2
     assert found.groups["e"].shared_bytes_per_bundle == pytest.approx(whole * 3 / 5)
@@ -175,6 +176,17 @@ def test_a_machine_holds_all_ranks(config: Path) -> None:
     assert all(group.limit_bytes is None for group in found.groups.values())
     with pytest.raises(ConfigError, match=r"memory of this machine: needs [0-9.]+ GiB in phase \w+ \(2 x policy "):
         check_fits(found, plan, stage="ppo")
+
+
+def test_a_cluster_that_is_joined_is_not_held_against_this_machines_memory(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the config names it or RAY_ADDRESS, as in jobs."""
+    on_cpu = ("cluster.device=cpu", "cluster.address=null")
+    monkeypatch.setattr("orchestrator.estimate.preflight.local_memory_bytes", lambda: 2**20)
+    assert "memory of this machine: needs " in refused(config, *on_cpu)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_memory(load_config(config, on_cpu))
 
 
 def test_stages_of_a_pipeline_have_the_sizes_of_what_they_start_from(tmp_path: Path) -> None:

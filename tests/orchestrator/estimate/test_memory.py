@@ -17,6 +17,7 @@ from actors.weight_sync.bucket import Bucket
 from actors.weight_sync.channel import Deadline, Engines
 from actors.weight_sync.cpu import CpuChannel
 from actors.weight_sync.sender import WeightSender
+from benchmarks.estimates import DEEPSEEK_V3
 from configs.gpus import gpu_kind
 from configs.schema.engine import EngineConfig
 from configs.schema.rollout import RolloutConfig, WeightSyncConfig
@@ -46,6 +47,7 @@ from tests.rank_contexts import rank_context
 GIB = 2**30
 QWEN = find_model("Qwen/Qwen3-8B").shape
 MIXTURE = find_model("Qwen/Qwen3-30B-A3B").shape
+DEEPSEEK = model_shape(DEEPSEEK_V3, "DeepSeek-V3")
 SMALL = model_shape(
     {
         "model_type": "llama",
@@ -187,6 +189,7 @@ def engine(
     tensor_parallel: int = 1,
     longest: int = 2048,
     received: float | None = None,
+    shape: Any = QWEN,
     **rollout: Any,
 ) -> Any:
     settings = RolloutConfig.model_validate({"dtype": "bf16", "tensor_parallel": tensor_parallel} | rollout)
@@ -199,7 +202,7 @@ def engine(
         device="cuda" if gpu else "cpu",
     )
     return engine_memory(
-        EngineModel(shape=QWEN, rollout=settings, plan=placed, longest=longest, gpu=gpu_kind(gpu) if gpu else None),
+        EngineModel(shape=shape, rollout=settings, plan=placed, longest=longest, gpu=gpu_kind(gpu) if gpu else None),
         sleeps=False,
         received=received,
     )
@@ -223,6 +226,9 @@ def test_tensor_parallel_shares_weights_and_adds_up_caches() -> None:
     assert two[1].kv_cache_bytes > 2 * one[1].kv_cache_bytes
     # more GPUs than heads of keys and values: these are copied
     assert engine(tensor_parallel=16)[1].kv_bytes_per_token == 2 * 147_456
+    # latent attention (DeepSeek-V2, section 2.1) has no heads to share out: every GPU holds the 512 + 64 numbers of a token
+    latent = engine(tensor_parallel=8, shape=DEEPSEEK)[1]
+    assert latent.kv_bytes_per_token == 8 * 61 * (512 + 64) * 2
 
 
 def test_numbers_taken_from_the_actors_are_theirs() -> None:

@@ -108,7 +108,12 @@ def test_stage_3_gathers_its_weights_in_every_micro_batch() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "checkpointing", "per_micro_batch", "once"),
-    [(1, False, 0, 32e9 + 16e9), (2, False, 32e9, 16e9), (3, False, 2 * 16e9 + 32e9, 0), (3, True, 3 * 16e9 + 32e9, 0)],
+    [
+        (1, False, 0, 2 * 32e9 + 16e9),
+        (2, False, 32e9, 16e9),
+        (3, False, 2 * 16e9 + 32e9, 0),
+        (3, True, 3 * 16e9 + 32e9, 0),
+    ],
 )
 def test_what_an_update_moves_between_ranks(
     stage: int, checkpointing: bool, per_micro_batch: float, once: float

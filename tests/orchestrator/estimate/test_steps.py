@@ -142,6 +142,8 @@ def test_a_supervised_step_is_one_update_and_the_run_as_long_as_its_rows(tmp_pat
     assert time.tokens_per_s == pytest.approx(40 * 1000 / time.step_s)
     shorter = time_of(recipe=recipe, lengths=Lengths(prompt_tokens=100, response_tokens=150))
     assert shorter.tokens_per_s == pytest.approx(40 * 250 / shorter.step_s)
+    # an answer of unknown length may be as long as what the stage allows
+    assert time_of(recipe=recipe, lengths=Lengths(prompt_tokens=100)).step_s == time.step_s
 
 
 def test_a_step_of_ranking_is_a_wave_shared_by_the_engines(tmp_path: object) -> None:

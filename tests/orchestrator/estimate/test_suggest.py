@@ -1,5 +1,6 @@
 """Suggestions: each is tried, so what it says of its effect must be what planning and estimating the changed config gives."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -67,6 +68,48 @@ def test_more_gpus_come_after_what_fits_without_them_and_are_never_to_save_time(
     assert not any("num_ranks=6" in each.change for each in estimated(H100).suggestions)
 
 
+SFT = """\
+stage: sft
+run: {dir: r}
+cluster: {device: cuda, gpu: l4}
+data: {path: d.jsonl, max_rows: 1000}
+model: {model: Qwen/Qwen3-8B, engine: {dtype: bf16, zero_stage: 3, activation_checkpointing: true}, placement: {num_ranks: 8}}
+"""
+RANK = """\
+stage: rank
+run: {dir: r}
+cluster: {device: cuda, gpu: h100-80gb}
+data: {path: d.jsonl}
+policy: {model: Qwen/Qwen3-32B}
+rollout: {dtype: bf16, responses_per_prompt: 4}
+annotator: {function: "a:f"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [(SFT, "model.placement.num_ranks=16"), (RANK, "rollout.tensor_parallel=2")],
+)
+def test_stages_without_ppo_get_more_gpus_too(text: str, change: str, tmp_path: Path) -> None:
+    """8B on 8 x 24 GB, and an engine of 32B on half a GPU of 80 GB."""
+    recipe = tmp_path / "c.yaml"
+    recipe.write_text(text, "utf-8")
+    before = estimated(recipe=str(recipe))
+    [found] = [each for each in before.suggestions if each.change == change]
+    assert re.search(r"\d+ -> \d+ GPUs, fits", found.effect)
+    assert lacking(estimated(change, recipe=str(recipe))) == 0
+
+
+def test_frozen_models_that_do_not_fit_are_sharded_over_more_gpus() -> None:
+    """No single change makes the reference's and the reward model's GPU of 24 GB hold two models of 8B."""
+    small = ("cluster.groups.scorers.gpu=l4", H100)
+    found = estimated(*small).suggestions
+    parts = {"reference.engine.zero_stage=3", "reward.model.engine.zero_stage=3"}
+    assert parts < set(found[0].change.split(" "))
+    assert re.search(r"8 -> \d GPUs, fits", found[0].effect)
+    assert lacking(of(found[0], *small)) == 0
+
+
 def test_what_fits_gets_changes_that_save_the_seconds_they_say() -> None:
     before = estimated(H100)
     assert lacking(before) == 0
@@ -80,6 +123,8 @@ def test_what_fits_gets_changes_that_save_the_seconds_they_say() -> None:
         assert after.time is not None
         config = load_config(PPO_8B, (H100, *suggestion.change.split(" ")))
         assert isinstance(config, Stage)
+        # which the locks do not have
+        assert ("flash_attention_2" in suggestion.change) == ("needs the package flash-attn" in suggestion.effect)
         gpus = num_gpus(make_plan(config, None))
         assert gpus <= 8
         assert (before.time.step_s * 8 - after.time.step_s * gpus) / 8 == pytest.approx(suggestion.gain)
