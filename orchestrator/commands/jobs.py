@@ -117,7 +117,7 @@ def _submit(arguments: argparse.Namespace) -> None:
             resource=arguments.driver_on,
         )
     )
-    at = "" if ray_jobs.address == DEFAULT_ADDRESS else f" --address {ray_jobs.address}"
+    at = _at(ray_jobs)
     print(f"job {job}\nwatch it:  preceptor logs {job} --follow{at}\nstop it:   preceptor stop {job}{at}", flush=True)
     if arguments.follow:
         _follow(ray_jobs, job)
@@ -188,6 +188,11 @@ def _quiet_client() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def _at(ray_jobs: RayJobs) -> str:
+    """What a further command needs to find the same cluster."""
+    return "" if ray_jobs.address == DEFAULT_ADDRESS else f" --address {ray_jobs.address}"
+
+
 def _follow(ray_jobs: RayJobs, job: str) -> None:
     """Shows what a job prints until it ends. PreceptorError where it does not succeed. Ctrl-C leaves it running."""
     from actors.errors import PreceptorError
@@ -198,10 +203,12 @@ def _follow(ray_jobs: RayJobs, job: str) -> None:
                 print(piece, end="", flush=True)
         state: JobState = ray_jobs.wait(job, timeout_s=60.0)
     except KeyboardInterrupt:
-        print(f"\njob {job} goes on without you; `preceptor stop {job}` stops it", flush=True)
+        print(f"\njob {job} goes on without you; `preceptor stop {job}{_at(ray_jobs)}` stops it", flush=True)
         raise
     if state.status != "SUCCEEDED":
-        raise PreceptorError(f"job {job}: {state.status}")
+        # of one whose entrypoint never ran there is no log to say why
+        why = "" if state.status == "STOPPED" or state.exit_code is not None else f": {' '.join(state.message.split())}"
+        raise PreceptorError(f"job {job}: {state.status}{why}")
     print(f"job {job}: {state.status}")
 
 

@@ -86,7 +86,9 @@ def leave_while_following(cluster: Started, job: str) -> None:
     watching.send_signal(signal.SIGINT)
     out, err = watching.communicate(timeout=60)
     assert (watching.returncode, err) == (130, "preceptor: interrupted\n"), out
-    assert out.endswith(f"\njob {job} goes on without you; `preceptor stop {job}` stops it\n")
+    assert out.endswith(
+        f"\njob {job} goes on without you; `preceptor stop {job} --address {cluster.dashboard}` stops it\n"
+    )
     assert RayJobs(cluster.dashboard).state(job).status == "RUNNING"
 
 

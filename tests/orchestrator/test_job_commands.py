@@ -291,6 +291,36 @@ def test_what_ray_leaves_out_is_known(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [name for name in files if left_out(tmp_path, tmp_path / name)] == ["big/x"]
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "said"),
+    [(None, "preceptor: job x: FAILED: no space left on the node\n"), (1, "preceptor: job x: FAILED\n")],
+)
+def test_a_job_that_never_ran_says_why(
+    exit_code: int | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Cluster:
+        address = NOBODY
+
+        def follow(self, job: str) -> Iterator[str]:
+            yield from ()
+
+        def wait(self, job: str, *, timeout_s: float) -> JobState:
+            return JobState(
+                job=job,
+                name=None,
+                status="FAILED",
+                message="no space left\non the node",
+                metadata={},
+                started_s=1.0,
+                ended_s=2.0,
+                run_dir=None,
+                exit_code=exit_code,
+            )
+
+    monkeypatch.setattr("orchestrator.commands.jobs._cluster", lambda _: Cluster())
+    assert told(capsys, "logs", "x", "--follow") == (1, said)
+
+
 # ---------------------------------------------------------------------------------------------------------- a server of a test
 
 
