@@ -254,7 +254,7 @@ def _installed(module: str) -> bool:
     return False
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """A library's error in one line, without what the environment gave it in confidence."""
     text = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
     secrets = {name: os.environ.get(name) for name in SECRETS}

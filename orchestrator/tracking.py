@@ -93,9 +93,8 @@ class Guarded:
         if isinstance(error, UserError):
             raise error
         if error is not None:
-            what = told(" ".join(f"{type(error).__name__}: {error}".split()))
             raise UserError(
-                f"run.trackers: {self._name} can't begin: {what}; allowed: {ALLOWED[self._name]}, or run.trackers without it"
+                f"run.trackers: {self._name} can't begin: {told(error)}; allowed: {ALLOWED[self._name]}, or run.trackers without it"
             ) from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -111,11 +110,11 @@ class Guarded:
                 return
             self._waiting.append((now, step, dict(metrics)))
             behind_s, num_waiting = now - self._waiting[0][0], len(self._waiting)
-            told, self._late = self._late, self._late or behind_s > LATE_S
+            noted, self._late = self._late, self._late or behind_s > LATE_S
             self._changed.notify()
         if num_waiting > MOST_WAITING:
             self._leave(f"is {behind_s:.0f} s behind")
-        elif self._late and not told:
+        elif self._late and not noted:
             self._note(
                 f"{self._name}: is {behind_s:.0f} s behind; the run goes on, and what waits is sent when it answers"
             )
@@ -148,7 +147,7 @@ class Guarded:
                     self._waiting.popleft()
             tracker.close(failed=bool(self._failed))
         except Exception as error:  # noqa: BLE001 - supervision: whatever a tracker raises, the run goes on
-            self._leave(told(f"{type(error).__name__}: {error}"))
+            self._leave(told(error))
 
     def _next(self) -> tuple[int, dict[str, float]] | None:
         """The oldest that waits; None where nothing will follow. Whoever made this thread ends it, however the stage ends."""
