@@ -23,7 +23,7 @@ compile locks/build.in --output-file locks/build.txt
 compile pyproject.toml --config-file locks/cpu.toml --extra cpu --extra dev --extra tools --extra trackers \
     --constraints locks/build.txt --no-emit-package torch --output-file locks/cpu.txt
 compile pyproject.toml --extra gpu --extra dev --extra tools --extra trackers \
-    --constraints locks/build.txt --output-file locks/gpu.txt
+    --constraints locks/build.txt --constraints locks/gpu.in --output-file locks/gpu.txt
 
 if grep -nE 'file://|https?://|--(extra-)?index-url|--find-links' locks/build.txt locks/cpu.txt locks/gpu.txt; then
     echo "error: a lock names a place (lines above): it would not install elsewhere" >&2
