@@ -74,6 +74,8 @@ def search(
                 storage_path=scratch,
                 stop=_Stopper(loop, stopping),
                 callbacks=[watcher],
+                # by default Tune wants a class's checkpoint at its end, and fails a trial that has none
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         )

@@ -101,7 +101,7 @@ def test_a_search_that_can_not_look_after_a_trial_says_why(tmp_path: Path) -> No
         pytest.raises(PreceptorError) as caught,
     ):
         search(folder, spec, "http://127.0.0.1:1", Searching(), lambda _: None)
-    assert str(caught.value) == (
-        "trial 0001 is lost: NoAnswer: address: no Ray job server answers at http://127.0.0.1:1 (no connection); allowed: the dashboard's "
-        f"address of a running cluster, such as http://127.0.0.1:8265; `preceptor sweep --resume {folder.path}` looks for its job"
-    )
+    said = str(caught.value)
+    assert said.startswith("trial 0001 is lost: ")
+    assert "address: no Ray job server answers at http://127.0.0.1:1 (no connection)" in said
+    assert said.endswith(f"`preceptor sweep --resume {folder.path}` looks for its job")
