@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -155,9 +154,8 @@ def run(size: Layout, run_dir: Path, costs: RayCosts) -> tuple[World, _Silent]:
 
 def measure(size: Layout, run_dir: Path, costs: RayCosts) -> Measured:
     """Speaks of the last step of a run."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     world, progress = run(size, run_dir, costs)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     (_, clock_0, _), (cpu_1, clock_1, counts_1), (cpu_2, clock_2, counts_2) = progress.ends
     of_step = {name: value - asdict(counts_1)[name] for name, value in asdict(counts_2).items()}
     return Measured(
@@ -167,9 +165,15 @@ def measure(size: Layout, run_dir: Path, costs: RayCosts) -> Measured:
         free_s=clock_1 - clock_0,
         counts=Counts(**of_step),
         most_refs=world.refs.most,
-        memory_bytes=grown * 1024,
+        memory_bytes=peak_bytes() - before,
         ledger_bytes=(run_dir / "ledger" / f"{STEPS:08d}.json").stat().st_size,
     )
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this program so far. `getrusage` would begin with that of the process which started it."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def measured_apart(num_ranks: int, costs: RayCosts) -> Measured:

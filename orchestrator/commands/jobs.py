@@ -28,8 +28,9 @@ CHATTY = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
 )
-"""Loggers of Ray's client that tell of every upload and of every closed connection."""
+"""Loggers of Ray's client that tell of every upload, of what it always leaves out (.git, .venv) and of every closed connection."""
 STOP_S = 960.0
 """Longest wait for a stopped job to end: somewhat more than `cluster.stop_timeout_s` gives it by default."""
 
@@ -185,7 +186,7 @@ def _quiet_client() -> None:
     import logging
 
     for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _at(ray_jobs: RayJobs) -> str:
