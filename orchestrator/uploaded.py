@@ -21,17 +21,18 @@ MODULE = "a module in --working-dir that is not ignored, or one that is installe
 OF_A_MODEL = ("config.json", "*.safetensors")
 
 
-def require_uploaded(config: Config, config_file: Path, working_dir: Path) -> None:
+def require_uploaded(config: Config, config_file: Path | None, working_dir: Path) -> None:
     """Refuses what is here and would not be in the job's copy of the working directory: the config's files, data, models, modules of
-    functions. What is not here may be there.
+    functions. What is not here may be there. `config_file`: None where the job reads another than the user's.
 
     Raises:
         ConfigError: every such thing with its key, its path and why it would not be there.
     """
     problems: list[Problem | None] = []
-    bases = [("base", text, path) for text, path in relative_bases(config_file)]
-    for key, text, path in [("CONFIG", str(config_file), config_file), *bases]:
-        problems.append(_problem(key, text, Path(os.path.relpath(path, working_dir)), working_dir, FILE))
+    if config_file is not None:
+        bases = [("base", text, path) for text, path in relative_bases(config_file)]
+        for key, text, path in [("CONFIG", str(config_file), config_file), *bases]:
+            problems.append(_problem(key, text, Path(os.path.relpath(path, working_dir)), working_dir, FILE))
     for key, paths, allowed in _inputs(config, working_dir):
         found = (_problem(key, str(path), path, working_dir, allowed) for path in paths)
         problems.append(next((problem for problem in found if problem), None))

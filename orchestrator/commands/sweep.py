@@ -134,6 +134,12 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
     # Ray's client tells of every file with patterns that it reads, and of every upload
     logging.disable(logging.INFO)
+    if spec.address is not None:
+        from orchestrator.uploaded import require_uploaded
+
+        # the configs themselves are in the sweep's folder, which the nodes share
+        for config in prepared.configs:
+            require_uploaded(config, None, Path(spec.working_dir))
     check_place(spec, folder_path)
     with new_folder(folder_path) as folder:
         folder.write(spec, prepared.trials, prepared.configs)

@@ -30,6 +30,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "big.yaml").write_text(BIG)
     (tmp_path / "full").mkdir()
     (tmp_path / ".gitignore").write_text("ignored\n")
+    (tmp_path / "ignored").mkdir()
+    (tmp_path / "ignored" / "rows.jsonl").write_text("{}\n")
     (tmp_path / "full" / "file").touch()
     return tmp_path
 
@@ -169,6 +171,17 @@ ASHA = ("--search", "asha", "--samples", "4", "--metric", "score")
         (
             ("ppo.yaml", LR, "--dir", "ignored/s", "--address", "http://127.0.0.1:1"),
             "address: no Ray job server answers at http://127.0.0.1:1",
+        ),
+        (
+            (
+                "ppo.yaml",
+                "data.path=[hub/name,ignored/rows.jsonl]",
+                "--dir",
+                "ignored/s",
+                "--address",
+                "http://127.0.0.1:1",
+            ),
+            "the job would not find what is not copied to the cluster: data.path: got 'ignored/rows.jsonl', which .gitignore",
         ),
     ],
 )
