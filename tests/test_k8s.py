@@ -246,3 +246,12 @@ def test_the_images_context_holds_what_they_copy_and_nothing_private() -> None:
     }
     assert kept == copied
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+
+
+def test_the_lock_for_gpus_has_one_version_of_cudas_compiler_and_headers() -> None:
+    lock = (ROOT / "locks" / "gpu.txt").read_text("utf-8")
+    parts = ("cuda-nvcc", "cuda-crt", "cuda-cccl", "nvvm", "cuda-runtime")
+    versions = {
+        part: found.group(1) for part in parts if (found := re.search(rf"^nvidia-{part}==(\d+\.\d+)", lock, re.M))
+    }
+    assert versions == dict.fromkeys(parts, versions["cuda-runtime"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from configs.gpus import GPUKind
 from configs.schema import Stage
 from configs.schema.ppo import PPOStage
+from orchestrator.estimate.memory import SENT
 from orchestrator.estimate.numbers import GIB
 from orchestrator.estimate.records import GroupMemory, Item, MachineMemory, RoleMemory
 from orchestrator.plan_records import GroupPlan, Plan, PPOPlan
@@ -100,8 +101,9 @@ def _ranks_per_bundle(plan: Plan, group: GroupPlan) -> dict[str, int]:
 
 
 def shared_bytes(stage: Stage, plan: Plan, group: GroupPlan, *, bundles: int, weights: float) -> float:
-    """Ray's object store on a node with so many of the group's bundles, at its worst: their part of a step's trajectories, and the
-    `weights` that are there at once (bytes) where they travel over channel `cpu`."""
+    """Ray's object store on a node with so many of the group's bundles: their part of a step's trajectories, and the `weights` that are
+    there at once (bytes) where they travel over channel `cpu`. Whole waves that its ranks fetch to pick their part from are copies: Ray
+    lets them go for room."""
     if not isinstance(stage, PPOStage) or not isinstance(plan, PPOPlan):
         return 0.0
     longest = stage.data.max_prompt_tokens + stage.rollout.max_response_tokens
@@ -119,6 +121,9 @@ def machine_memory(plan: Plan, roles: Mapping[str, RoleMemory], limit_bytes: flo
     phases = []
     for phase in phases_of(plan):
         amount = sum(plan.roles[name].num_ranks * needs(role, phase, plan) for name, role in roles.items())
+        if "policy" in roles:
+            sent = sum(item.amount for item in working_items(roles["policy"], phase, plan) if item.name == SENT)
+            amount -= (plan.roles["policy"].num_ranks - 1) * sent  # one rank sends
         phases.append(Item(name=phase, amount=amount, note=_who(list(roles.values()), phase, plan)))
     return MachineMemory(limit_bytes=limit_bytes, phases=tuple(phases))
 

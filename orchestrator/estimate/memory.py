@@ -45,6 +45,8 @@ GATHER_BYTES = 256 * MIB
 IN_FLIGHT = 2
 """Buckets of a weight sync under way, as in `actors/weight_sync/channel.py`."""
 STORED_BUCKETS = IN_FLIGHT + 1
+SENT = "weight sync"
+"""Item of what the policy's rank 0 alone holds."""
 """In Ray's object store, over channel `cpu`: those under way, and the one before, while an engine waits for the rest of a layer in it."""
 SENDER_BUCKETS = 2
 """Of rank 0's own: one that it fills while it still has the one before."""
@@ -291,7 +293,7 @@ def sync_memory(policy: TrainedModel, sync: WeightSyncConfig, channel: SyncChann
         amounts.append(bucket_bytes(sync, policy.shape, policy.engine.dtype, STORED_BUCKETS))
     items = []
     if channel != "cpu" or policy.device == "cpu":
-        items.append(counted("weight sync", sum(amounts), "buckets on their way"))
+        items.append(counted(SENT, sum(amounts), "buckets on their way"))
     if policy.engine.zero_stage == 3 and policy.num_ranks > 1:
         largest = policy.bytes_per_param * policy.shape.largest_tensor
         items.append(counted("gathered", max(GATHER_BYTES, largest), "parameters whole for weights out"))
@@ -299,8 +301,8 @@ def sync_memory(policy: TrainedModel, sync: WeightSyncConfig, channel: SyncChann
 
 
 def bucket_bytes(sync: WeightSyncConfig, shape: ModelShape, dtype: str, num: int) -> float:
-    """`num` buckets in a row. A tensor that is larger than a bucket has one of its own size; embedding and head, by far the largest, are
-    not neighbours."""
+    """`num` buckets in a row, which hold no more than the model. A tensor that is larger than a bucket has one of its own size; embedding
+    and head, by far the largest, are not neighbours."""
     d, own = BYTES[dtype], sync.bucket_mib * MIB
     inner = max(layer.largest_tensor for layer in shape.layers)
-    return max(own, d * shape.largest_tensor) + (num - 1) * max(own, d * inner)
+    return min(d * shape.num_params, max(own, d * shape.largest_tensor) + (num - 1) * max(own, d * inner))

@@ -42,7 +42,7 @@ class PlannedStage:
             return "a larger machine than this one"
         groups = self.config.cluster.groups
         kinds = [groups[name].gpu if name in groups else None for name in self.plan.groups] + [self.config.cluster.gpu]
-        return f"GPUs of kind {', '.join(dict.fromkeys(filter(None, kinds))) or '(not given)'}, not on this machine"
+        return f"another machine than this one (GPUs of kind {', '.join(dict.fromkeys(filter(None, kinds))) or '(not given)'})"
 
     @property
     def refusal(self) -> str | None:

@@ -44,13 +44,16 @@ def full_estimates(
     if problems:
         raise ConfigError("no time can be estimated for these lengths", problems)
 
-    def of(stage: Stage, plan: Plan) -> Estimate:
-        return with_time(estimate(stage, plan, machine_bytes, names), stage, plan, names, means)
-
     found = {}
     for name, stage in stages_of(config).items():
-        whole = of(stage, plans[name])
         machine = machines[name] if machines else None
+        # a stage that is planned for another machine is not held against this one's memory
+        limit = machine_bytes if machines is None or machine is not None else None
+
+        def of(stage: Stage, plan: Plan, limit: float | None = limit) -> Estimate:
+            return with_time(estimate(stage, plan, limit, names), stage, plan, names, means)
+
+        whole = of(stage, plans[name])
         found[name] = replace(whole, suggestions=suggest(stage, plans[name], whole, of, machine))
     return found
 

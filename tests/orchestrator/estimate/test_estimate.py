@@ -173,6 +173,15 @@ def test_a_machine_holds_all_ranks(config: Path) -> None:
     expected += roles["critic"].resident_bytes + sum(i.amount for i in roles["critic"].working_by_phase["update"])
     expected += roles["reference"].resident_bytes + roles["rollout"].resident_bytes
     assert update.amount == pytest.approx(expected)
+    # of the policy's ranks one sends
+    sync = next(phase for phase in found.machine.phases if phase.name == "sync")
+    working = {role: {i.name: i.amount for i in roles[role].working_by_phase.get("sync", ())} for role in roles}
+    sent = working["policy"]["weight sync"]
+    of_all = 2 * sum(working["policy"].values()) + sum(working["rollout"].values())
+    resident = sum(plan.roles[name].num_ranks * role.resident_bytes for name, role in roles.items())
+    critics = sum(i.amount for i in roles["critic"].working_by_phase["update"])
+    assert sent > 0
+    assert sync.amount == pytest.approx(resident + critics + of_all - sent)
     assert all(group.limit_bytes is None for group in found.groups.values())
     with pytest.raises(ConfigError, match=r"memory of this machine: needs [0-9.]+ GiB in phase \w+ \(2 x policy "):
         check_fits(found, plan, stage="ppo")
@@ -343,9 +352,11 @@ def test_plan_for_gpus_that_this_machine_has_not(config: Path, monkeypatch: pyte
     monkeypatch.setattr("orchestrator.machine.NVIDIA_GPUS", Path("/nowhere"))
     none = "`preceptor run` would refuse it on this machine: cluster.device: got 'cuda'; allowed: 'cpu': this machine has no GPU"
     assert cli.main(["plan", str(config), "cluster.address=null"]) == 0
-    assert capsys.readouterr().out.startswith(f"stage ppo on GPUs of kind h100-80gb, not on this machine\n{none}\n")
+    assert capsys.readouterr().out.startswith(
+        f"stage ppo on another machine than this one (GPUs of kind h100-80gb)\n{none}\n"
+    )
     assert cli.main(["plan", str(config), "cluster.address=null", "cluster.gpu=null"]) == 0
-    assert "stage ppo on GPUs of kind (not given), not on this machine" in capsys.readouterr().out
+    assert "stage ppo on another machine than this one (GPUs of kind (not given))" in capsys.readouterr().out
     assert cli.main(["run", str(config), "cluster.address=null"]) == 2
     assert capsys.readouterr().err == (
         "preceptor: stage ppo can't run on this machine:\n"
@@ -363,7 +374,7 @@ def test_plan_for_more_gpus_than_this_machine_has(config: Path, monkeypatch: pyt
     takes = "cluster.device: the groups take 2 GPUs (all 1 + engines 1); allowed: 1: this machine has no more"
     assert cli.main(["plan", str(config), *two]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("stage ppo on GPUs of kind h100-80gb, not on this machine\n")
+    assert shown.startswith("stage ppo on another machine than this one (GPUs of kind h100-80gb)\n")
     assert f"`preceptor run` would refuse it on this machine: {takes}" in shown
     assert cli.main(["plan", str(config), *two, "--json"]) == 0
     assert takes in json.loads(capsys.readouterr().out)["refusal"]
@@ -378,6 +389,20 @@ def test_plan_of_a_cpu_stage_for_more_cores_than_this_machine_has(config: Path, 
     assert shown.startswith("stage ppo on a larger machine than this one\n")
     assert "cluster.num_cpus: got 9999; allowed: at most " in shown
     assert re.search(r"all ranks together: generate [^;]+; at most [\d.]+\n", shown)  # held against no machine's memory
+
+
+def test_only_stages_for_this_machine_are_held_against_its_memory(config: Path, capsys: Any) -> None:
+    stage = yaml.safe_load(config.read_text("utf-8"))
+    here = {**stage, "cluster": {"device": "cpu"}}
+    there = {**stage, "cluster": {"device": "cpu", "num_cpus": 9999}}
+    pipeline = {"stage": "pipeline", "run": here.pop("run"), "stages": {"a": here, "b": there}}
+    del there["run"]
+    path = config.parent / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(pipeline), "utf-8")
+    cli.main(["plan", str(path)])
+    a, b = capsys.readouterr().out.split("stage b ")[:2]
+    assert re.search(r"all ranks together: .* of [\d.]+\n", a)
+    assert re.search(r"all ranks together: generate [^;]+; at most [\d.]+\n", b)
 
 
 def test_plan_answers_within_two_seconds_without_torch_or_ray(config: Path) -> None:

@@ -31,6 +31,7 @@ from orchestrator.estimate.memory import (
     RECEIVER_BUCKETS,
     SENDER_BUCKETS,
     TrainedModel,
+    bucket_bytes,
     frozen_memory,
     sync_memory,
     trained_memory,
@@ -263,7 +264,13 @@ def test_a_sender_holds_as_many_buckets_as_are_counted() -> None:
     assert (len(arrays), most) == (6, SENDER_BUCKETS)
 
 
-def test_an_engine_holds_two_buckets_unless_it_reads_them_in_the_object_store() -> None:
+def test_buckets_hold_no_more_than_the_model() -> None:
+    weight_sync = WeightSyncConfig(bucket_mib=256)
+    assert bucket_bytes(weight_sync, QWEN, "bf16", 3) > 3 * 256 * 2**20
+    assert bucket_bytes(WeightSyncConfig(bucket_mib=10**6), QWEN, "bf16", 3) == 2 * QWEN.num_params
+
+
+def test_an_engine_needs_room_for_the_buckets_it_is_said_to_hold() -> None:
     layer = 2 * QWEN.largest_layer_params
     for received in (3e9, 0):
         memory, _ = engine(received=received)
