@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -54,21 +55,31 @@ def terminal() -> Iterator[int]:
             os.close(fd)
 
 
+def read_until(terminal: int, *wanted: str) -> str:
+    """What a terminal shows, which comes in pieces, until it has shown all that is wanted."""
+    text = ""
+    while not all(one in text for one in wanted):
+        ready, _, _ = select.select([terminal], [], [], 30)
+        assert ready, f"not all of {wanted} in {text!r}"
+        text += os.read(terminal, 100_000).decode()
+    return text
+
+
 def test_a_terminal_shows_a_table_that_follows_the_ledgers(
     folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("orchestrator.sweep.view.REFRESH_S", 0.0)
+    counts = "1 running, 1 waiting"
     running, waiting = replace(folder.trials()[0], status="running"), folder.trials()[1]
     with terminal() as shown, View(folder, SPEC) as view:
         commit(folder.run_dir(running), 1, score=0.125)
         view.looked([running, waiting])
-        before = os.read(shown, 100_000).decode()
+        before = read_until(shown, "0.125", counts)
         commit(folder.run_dir(running), 2, score=0.375)
         view.looked([running, waiting])
-        after = os.read(shown, 100_000).decode()
+        after = read_until(shown, "0.375", counts)
     for text, step, value in ((before, "1", "0.125"), (after, "2", "0.375")):
-        [row] = [line.split() for line in text.splitlines() if "0001 " in line]
-        assert row[1:4] == ["running", step, value]
-        assert "1 running, 1 waiting" in text
+        rows = [line.split() for line in text.splitlines() if "0001 " in line]
+        assert rows[-1][1:4] == ["running", step, value]
