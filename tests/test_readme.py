@@ -44,6 +44,7 @@ NOT_RUN = {
     "preceptor resume runs/smollm2-hh": "needs what `make real` leaves behind",
     "ray job submit --address http://127.0.0.1:8265 --working-dir . -- python -m orchestrator run configs/recipes/demo.yaml": CLUSTER,
     "preceptor submit configs/recipes/demo.yaml run.seed=1 --name demo --follow": CLUSTER,
+    "ray start --head": "leaves a cluster running; tests/cluster starts one",
     "preceptor plan": "as `preceptor lineage`",
     "preceptor lineage": "the command's name in a sentence; it is run with an argument",
 }
