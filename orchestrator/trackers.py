@@ -198,6 +198,10 @@ class Prometheus:
         self._gauges: dict[str, Any] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            return  # the stage is over: asking Ray for anything would start another one
         if not self._gauges:
             self._note(f"prometheus: {metrics_url()} has this run's metrics")
         for name, value in {"step": float(step), **metrics}.items():

@@ -45,7 +45,7 @@ def trackers(
         for name in run.trackers:
             one = Guarded(name, partial(MAKERS[name], tracked), last_step, note)
             try:
-                one.begin()
+                one.begin(begun=begun)
             except UserError as error:
                 if not begun:
                     raise
@@ -78,8 +78,8 @@ class Guarded:
         self._left = self._late = False
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
 
-    def begin(self) -> None:
-        """Waits until it is ready, `BEGIN_S` at most.
+    def begin(self, *, begun: bool = False) -> None:
+        """Waits until it is ready, `BEGIN_S` at most. One that is slow where the run has `begun` gets the steps when it is ready.
 
         Raises:
             UserError: it can't begin.
@@ -88,14 +88,26 @@ class Guarded:
         try:
             error = self._begun.exception(BEGIN_S)
         except TimeoutError:
-            error = TimeoutError(f"no answer within {BEGIN_S:g} s")
-            self.end(failed=True)
+            error = self._not_begun(begun=begun)
         if isinstance(error, UserError):
             raise error
         if error is not None:
             raise UserError(
                 f"run.trackers: {self._name} can't begin: {told(error)}; allowed: {ALLOWED[self._name]}, or run.trackers without it"
             ) from error
+
+    def _not_begun(self, *, begun: bool) -> BaseException | None:
+        """After the wait: leaves it alone, or has it go on by itself where the run has `begun`."""
+        late = f"no answer within {BEGIN_S:g} s"
+        with self._changed:
+            if self._begun.done():
+                return self._begun.exception()
+            self._late, self._left = begun, not begun
+        if begun:
+            self._note(f"{self._name}: {late}; the run goes on, and what waits is sent when it answers")
+            return None
+        self.end(failed=True)
+        return TimeoutError(late)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A committed step's; returns at once."""
@@ -137,8 +149,11 @@ class Guarded:
     def _work(self) -> None:
         try:
             tracker = self._make()
-        except Exception as error:  # noqa: BLE001 - supervision: `begin` raises it
-            return self._begun.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - supervision: `begin` raises it, or has gone on without
+            with self._changed:
+                self._begun.set_exception(error)
+                late = self._late
+            return self._leave(told(error)) if late else None
         self._begun.set_result(None)
         try:
             while (waiting := self._next()) is not None:

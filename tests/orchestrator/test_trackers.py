@@ -131,7 +131,48 @@ def test_no_step_waits_for_a_slow_tracker_and_it_gets_all_of_them(monkeypatch: p
     guarded.wait()
     assert slow.taken == [(3, 0.5), (4, 0.5)]
     assert slow.ended is True
-    assert notes == ["tensorboard: is 0 s behind; the run goes on, and what waits is sent when it answers"]
+    [note] = notes
+    assert re.fullmatch(r"tensorboard: is \d+ s behind; the run goes on, and what waits is sent when it answers", note)
+
+
+def test_a_tracker_that_is_slow_to_begin_gets_the_steps_of_a_run_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.BEGIN_S", 0.1)
+    notes: list[str] = []
+    slow, may_begin = Slow(), threading.Event()
+    slow.free.set()
+
+    def make() -> Slow:
+        assert may_begin.wait(timeout=60)
+        return slow
+
+    guarded = Guarded("tensorboard", make, 0, notes.append)
+    guarded.begin(begun=True)
+    guarded.log(1, {"score": 0.5})
+    may_begin.set()
+    guarded.end(failed=False)
+    guarded.wait()
+    assert (slow.taken, slow.ended) == ([(1, 0.5)], False)
+    assert notes == ["tensorboard: no answer within 0.1 s; the run goes on, and what waits is sent when it answers"]
+
+
+def test_a_tracker_that_fails_after_the_wait_for_its_begin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.BEGIN_S", 0.1)
+    notes: list[str] = []
+    may_fail = threading.Event()
+
+    def make() -> Slow:
+        assert may_fail.wait(timeout=60)
+        raise OSError("no such server")
+
+    guarded = Guarded("tensorboard", make, 0, notes.append)
+    guarded.begin(begun=True)
+    guarded.log(4, {"score": 0.5})
+    may_fail.set()
+    guarded.end(failed=False)
+    guarded.wait()
+    assert notes[1:] == [
+        "tensorboard: OSError: no such server. It lacks the steps from 4 on; the ledger has everything"
+    ]
 
 
 def test_what_waits_for_a_tracker_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +186,8 @@ def test_what_waits_for_a_tracker_has_a_limit(monkeypatch: pytest.MonkeyPatch) -
     guarded.end(failed=False)
     guarded.wait()
     slow.free.set()
-    assert notes == ["tensorboard: is 0 s behind. It lacks the steps from 1 on; the ledger has everything"]
+    [note] = notes
+    assert re.fullmatch(r"tensorboard: is \d+ s behind. It lacks the steps from 1 on; the ledger has everything", note)
 
 
 class HangingMLflow(BaseHTTPRequestHandler):
@@ -180,6 +222,8 @@ class HangingMLflow(BaseHTTPRequestHandler):
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[HangingMLflow]]:
     """A server that accepts every connection, and at some point never answers."""
+    import mlflow  # noqa: F401 - its import takes longer than what these tests wait for the server
+
     free = threading.Event()
     handler = type("Handler", (HangingMLflow,), {"free": free})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -189,6 +233,10 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[HangingMLflow]]:
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the abandoned thread ends with the test
         yield handler
         free.set()
+        # an abandoned thread must end before the environment that it reads is another test's
+        for abandoned in (one for one in threading.enumerate() if one.name.startswith("tracker-")):
+            abandoned.join(60)
+            assert not abandoned.is_alive()
         server.shutdown()
 
 
